@@ -1,0 +1,167 @@
+"""What every source of rows is to the rest of the house."""
+
+import abc
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from sae_lightning.data.batch import Batch, Shape
+from sae_lightning.errors import InputError
+
+PREFETCH = 2
+
+
+class RowsDataModule(L.LightningDataModule, abc.ABC):
+    """Rows for training and held-out rows.
+
+    A source says what global batch number i is; the loaders, the share of each rank and the cursor are here.
+
+    `batch_size` counts the rows of one batch over ALL ranks, so that a run is the same run on any number of devices; rank r
+    of R takes rows r, r + R, …  The cursor `batches_trained` (global batches that went through `training_step`) is all that a
+    checkpoint holds: a resumed run asks for the batches that follow.
+    """
+
+    transformer: Any = None
+    """The `Transformer` that the rows come from, where there is one."""
+    hook: str = ""
+
+    def __init__(self, batch_size: int):
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"data.batch_size is {batch_size}: give a positive number of rows")
+        self.batch_size = batch_size
+        self.batches_trained = 0
+
+    # -- what a source says -----------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> Shape:
+        """Known before any heavy work. Errors: InputError (no such store, no network, no such hook point)."""
+
+    @property
+    @abc.abstractmethod
+    def scale(self) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_out"]]:
+        """What rows of x and of y are divided by in training, constant within a hook point. After `prepare_data`."""
+
+    @abc.abstractmethod
+    def train_batch(self, index: int) -> Batch:
+        """Global batch number `index` (float32, raw): a pure function of (seed, index), callable from another thread."""
+
+    @abc.abstractmethod
+    def held_out(self) -> Iterator[Batch]:
+        """Validation rows in batches, the same ones in the same order each time; disjoint from training rows."""
+
+    @abc.abstractmethod
+    def sample(self, n: int, seed: int) -> Batch:
+        """At most n training rows, drawn without replacement; equal on every rank; training is not deprived of them."""
+
+    def tokens_held_out(self, n: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
+        """Token ids of at most n validation sequences, and where a special token stands. Sources with a transformer only."""
+        raise InputError(f"{type(self).__name__} has no tokens: its rows do not come from a transformer")
+
+    # -- loaders ----------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        if self.batch_size % ranks:
+            raise InputError(f"data.batch_size={self.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}")
+        length = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        batches = _Batches(lambda i: _share(self.train_batch(i), rank, ranks), lambda: self.batches_trained, length)
+        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
+
+    def val_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        return DataLoader(_HeldOut(lambda: (_share(batch, rank, ranks) for batch in self.held_out())), batch_size=None, collate_fn=_as_it_is)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches_trained": self.batches_trained}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.batches_trained = state_dict["batches_trained"]
+
+
+class _Batches(IterableDataset):
+    """Batches start()…length − 1, made ahead by one thread."""
+
+    def __init__(self, batch: Callable[[int], Batch], start: Callable[[], int], length: int):
+        self.batch, self.start, self.length = batch, start, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return prefetched(self.batch(i) for i in range(self.start(), self.length))
+
+
+class _HeldOut(IterableDataset):
+    def __init__(self, batches: Callable[[], Iterator[Batch]]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+
+def _share(batch: Batch, rank: int, ranks: int) -> Batch:
+    if ranks == 1:
+        return batch
+    x = batch.x[rank::ranks]
+    return Batch(x, x if batch.y is batch.x else batch.y[rank::ranks])
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def prefetched(items: Iterator[Batch], ahead: int = PREFETCH) -> Iterator[Batch]:
+    """The same items, made by another thread up to `ahead` before they are asked for. An error there is raised here."""
+    ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def put(item: Batch | None, error: BaseException | None = None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, whatever it is
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True, name="rows")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A generator seeded by (seed, purpose, step, …): equal on every rank and after a resume."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
