@@ -1,0 +1,32 @@
+"""Sums and means over the ranks of a run; the identity in a single process."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_ranks(local: Tensor) -> Tensor:
+    """The mean over ranks as value, with the gradient of `local`: local + sg(mean − local).
+
+    DDP averages gradients, so a loss that is a non-linear function of a batch mean (a square, a relu, a ratio of sums) has the
+    gradient of the global batch only where its value is that of the global batch on every rank.
+    """
+    if count() == 1:
+        return local
+    mean = local.detach().clone()
+    dist.all_reduce(mean)
+    return local + (mean / count() - local.detach())
+
+
+def sum_over_ranks_(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds every tensor up over the ranks, in place."""
+    if count() > 1:
+        for tensor in sums.values():
+            dist.all_reduce(tensor)
+    return sums
+
+
