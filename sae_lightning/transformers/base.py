@@ -1,0 +1,78 @@
+"""What harvest, sampling and evaluation need of a transformer."""
+
+import abc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sae_lightning.errors import InputError
+from sae_lightning.transformers.hooks import read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Transformer(abc.ABC):
+    """A causal language model, described: nothing is loaded or fetched before a method asks for it.
+
+    `name` is short, for folder names ("glassllm"). `hooks` are its default hook points, `dtype` is what it computes in:
+    "float32" or "bfloat16".
+    """
+
+    name: str
+    hooks: list[str]
+    dtype: str
+    trust_remote_code: bool = False
+
+    def __init__(self, hooks: list[str], dtype: str = "float32"):
+        if dtype not in DTYPES:
+            raise InputError(f"data.transformer.dtype is '{dtype}': choose one of {', '.join(DTYPES)}")
+        self.hooks = list(hooks)
+        self.dtype = dtype
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON-able: all that determines its activations (where from, which version, compute dtype), and nothing else."""
+
+    @abc.abstractmethod
+    def config(self) -> "PreTrainedConfig":
+        """Its configuration, without loading weights. Errors: InputError (no network, unreadable folder, package not to be had)."""
+
+    @abc.abstractmethod
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Errors: InputError, as `config`."""
+
+    @abc.abstractmethod
+    def load(self, device: str | torch.device = "cpu") -> nn.Module:
+        """The transformer with its weights, in eval mode, without gradients, in `dtype`. Errors: InputError, as `config`."""
+
+    def skeleton(self) -> nn.Module:
+        """The transformer's modules without weights, on the meta device, in bfloat16 (which every operation knows)."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config(), dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code).eval()
+
+    def special_ids(self) -> set[int]:
+        """Token ids of BOS, EOS and padding: positions that are neither trained on nor spliced. Unknown tokens are ordinary ones."""
+        tokenizer = self.tokenizer()
+        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return {i for i in ids if isinstance(i, int)}
+
+    def max_context(self) -> int | None:
+        """The longest sequence that its position embeddings are made for, in tokens, where the configuration says so."""
+        return getattr(self.config().get_text_config(), "max_position_embeddings", None)
+
+    def widths(self, hooks: Sequence[str]) -> dict[str, int]:
+        """Width d at each hook point, by a forward pass without weights.
+
+        Errors: InputError for a hook point that the transformer does not have (with the nearest module paths), and as `config`.
+        """
+        model = self.skeleton()
+        with torch.device("meta"):
+            activations = read(model, hooks, torch.zeros(2, 3, dtype=torch.int64))
+        return {hook: activation.shape[-1] for hook, activation in activations.items()}

@@ -1,0 +1,123 @@
+"""Any causal language model of the Hugging Face hub, or of a folder in its format."""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sae_lightning.errors import InputError
+from sae_lightning.transformers.base import DTYPES, Transformer
+from sae_lightning.transformers.fingerprint import fingerprint
+from sae_lightning.transformers.hub import first_line, is_local, reachable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+DETERMINING = (".json", ".safetensors", ".model", ".txt", ".py")
+IRRELEVANT = ("generation_config.json", "LICENSE.txt", "requirements.txt")
+
+_LOADED: "weakref.WeakValueDictionary[tuple[Any, ...], nn.Module]" = weakref.WeakValueDictionary()
+"""A transformer that somebody still holds is not read from disk again."""
+
+
+class HuggingFace(Transformer):
+    """`name` is a hub id ("gpt2") or a folder with config.json, safetensors and a tokenizer; `revision` a branch, tag or commit.
+
+    Weights are read from safetensors only. `trust_remote_code` runs the model's own Python code: only for names that you trust.
+    """
+
+    def __init__(self, name: str, hooks: list[str], revision: str | None = None, dtype: str = "float32", trust_remote_code: bool = False):
+        super().__init__(hooks, dtype)
+        self.path = str(Path(name).expanduser()) if is_local(name) else name
+        self.name = (Path(self.path).resolve() if is_local(name) else Path(name)).name.lower()
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+
+    def identity(self) -> dict[str, Any]:
+        """A hub model is its id and commit; a folder is its files, wherever it lies. Errors: InputError, as `config`."""
+        if not is_local(self.path):
+            return {"loader": "huggingface", "name": self.path, "commit": getattr(self.config(), "_commit_hash", None), "dtype": self.dtype}
+        self.config()
+        files = sorted(file for file in Path(self.path).iterdir() if file.suffix in DETERMINING and file.name not in IRRELEVANT)
+        return {"loader": "huggingface", "files": {file.name: fingerprint(file) for file in files}, "dtype": self.dtype}
+
+    def config(self) -> "PreTrainedConfig":
+        return self._config
+
+    @functools.cached_property
+    def _config(self) -> "PreTrainedConfig":
+        from transformers import AutoConfig
+
+        with self._one_line("configuration"):
+            return AutoConfig.from_pretrained(self.path, **self._where())
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        from transformers import AutoTokenizer
+
+        with self._one_line("tokenizer"):
+            return AutoTokenizer.from_pretrained(self.path, **self._where())
+
+    def load(self, device: str | torch.device = "cpu") -> nn.Module:
+        """Errors: InputError also where the file lacks weights that the model needs: they would be random numbers."""
+        key = (self.path, self.revision, self.dtype, str(device))
+        model = _LOADED.get(key)
+        if model is None:
+            model = _LOADED[key] = self._load().to(device)
+        return model
+
+    def _load(self) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        with self._one_line("weights"), _no_progress_bar():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.path, dtype=DTYPES[self.dtype], use_safetensors=True, output_loading_info=True, **self._where()
+            )
+        if missing := sorted(info["missing_keys"]):
+            raise InputError(
+                f"transformer '{self.path}': its weights lack {len(missing)} tensors, {missing[0]} for one: fetch or export it anew"
+            )
+        return model.eval().requires_grad_(False)
+
+    def _where(self) -> dict[str, Any]:
+        where: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return where if is_local(self.path) else where | {"local_files_only": not reachable()}
+
+    @contextlib.contextmanager
+    def _one_line(self, what: str) -> Iterator[None]:
+        """Turns what transformers raises into one line, and asks about the network before transformers does."""
+        local = is_local(self.path)
+        if local and not Path(self.path, "config.json").is_file():
+            raise InputError(
+                f"no transformer in folder '{self.path}': it has no config.json; set data.transformer.name to a folder or a hub id"
+            )
+        try:
+            yield
+        except Exception as error:  # of any of half a dozen libraries
+            if not local and not reachable():
+                raise InputError(
+                    f"the hub cannot be reached for the {what} of transformer '{self.path}', and its cache does not hold it:"
+                    " connect to the network, or set data.transformer.name to a local folder"
+                ) from error
+            raise InputError(f"cannot read the {what} of transformer '{self.path}': {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

