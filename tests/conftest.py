@@ -9,8 +9,10 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Before the first import of the package. An int is welcome where a float is asked for (PEP 484).
-install_import_hook("sae_lightning", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# Before the first import of the package. An int is welcome where a float is asked for (PEP 484); `Self` cannot be checked by a
+# decorator of functions.
+_OVERRIDES = "beartype.FrozenDict({__import__('typing').Self: object})"
+install_import_hook("sae_lightning", f"beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, hint_overrides={_OVERRIDES}))")
 
 settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile("suite")

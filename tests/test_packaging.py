@@ -1,0 +1,236 @@
+"""What a user installs, and what `make` does on a bare machine."""
+
+import ast
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CORE = [Requirement(text) for text in PROJECT["dependencies"]]
+EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n") if "==" in line)
+PINS = {canonicalize_name(name): version for name, version in PINS.items()}
+PACKAGE = sorted((ROOT / "sae_lightning").rglob("*.py"))
+# These take a second or more: a function that needs one imports it.
+HEAVY = {"transformers", "datasets", "matplotlib", "gguf", "wandb", "tensorboard"}
+# What computes knows nothing of what trains, configures and logs.
+PURE = ["latents.py", "inference.py", "load.py", "kernels", "models"]
+FRAMEWORKS = {"lightning", "hydra", "omegaconf", "wandb"}
+
+
+def names(requirements: list[Requirement]) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in requirements}
+
+
+def imports(node: ast.AST, at_once: bool = True) -> Iterator[tuple[str, bool]]:
+    """Top-level module names that a piece of code imports, and whether the import happens when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name.split(".")[0], at_once) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+            yield child.module.split(".")[0], at_once
+        else:
+            is_later = isinstance(child, ast.FunctionDef | ast.Lambda) or (
+                isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            )
+            yield from imports(child, at_once and not is_later)
+
+
+def imports_of(path: Path) -> set[tuple[str, bool]]:
+    found = set(imports(ast.parse(path.read_text(encoding="utf-8"))))
+    return {
+        (name, at_once)
+        for name, at_once in found
+        if name not in sys.stdlib_module_names and name not in ("sae_lightning", "tests", "__future__")
+    }
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_are_declared_and_light(path: Path):
+    distributions = importlib.metadata.packages_distributions()
+    everything = names(CORE).union(*(names(requirements) for requirements in EXTRAS.values()))
+    for module, at_once in imports_of(path):
+        homes = {canonicalize_name(name) for name in distributions.get(module, [module])}
+        assert homes & (names(CORE) if at_once else everything), f"{path.name} imports {module}: declare it, or import it where it is used"
+        assert not (at_once and module in HEAVY), f"{path.name} imports {module} at once: import it in the function that needs it"
+
+
+def test_what_computes_imports_no_framework():
+    modules = []
+    for name in PURE:
+        path = ROOT / "sae_lightning" / name
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            modules.append(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint(sorted({FRAMEWORKS} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_constraints_pin_what_is_declared_within_its_bounds():
+    for requirement in [*CORE, *(requirement for requirements in EXTRAS.values() for requirement in requirements)]:
+        if requirement.name != PROJECT["name"]:
+            assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
+
+
+def test_constraints_pin_all_that_is_installed():
+    """Down to what a dependency's dependency brings; what torch brings differs with its build."""
+    waiting = [*CORE, *(requirement for requirements in EXTRAS.values() for requirement in requirements)]
+    needed: set[tuple[str, str]] = {("torch", "")}
+    while waiting:
+        requirement = waiting.pop()
+        for item in {(canonicalize_name(requirement.name), extra) for extra in ("", *requirement.extras)} - needed:
+            needed.add(item)
+            texts = importlib.metadata.requires(item[0]) or [] if requirement.name != PROJECT["name"] else []
+            further = [Requirement(text) for text in texts]
+            waiting += [other for other in further if other.marker is None or other.marker.evaluate({"extra": item[1]})]
+    installed = {name: importlib.metadata.version(name).split("+")[0] for name, _ in needed if name != canonicalize_name(PROJECT["name"])}
+    assert {name: PINS.get(name) for name in installed} == installed
+
+
+def copy_of_the_sources(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns(".*", "outputs", "stores", "multirun", "build", "*.egg-info", "__pycache__")
+    return Path(shutil.copytree(ROOT, folder / "sources", ignore=ignored))
+
+
+@pytest.mark.slow  # pip makes an environment to build in: 7 s, more on a busy machine
+def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path):
+    sources = copy_of_the_sources(tmp_path)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(sources)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        path.relative_to(sources).as_posix() for top in ("sae_lightning", "hydra_plugins") for path in (sources / top).rglob("*.py")
+    }
+    assert held == expected
+    assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
+
+
+# -- make -------------------------------------------------------------------------------------------------------------
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    bare = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    return subprocess.run(["make", *arguments], cwd=folder, env=bare, capture_output=True, text=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_make_help_names_every_target(checkout: Path):
+    text = make(checkout).stdout
+    assert all(f"  {target}\t" in text for target in ("demo", "test", "lint", "bench", "install"))
+
+
+@pytest.mark.parametrize("python", ["exit 1", "/no/such/python"])
+def test_make_says_in_one_line_that_no_python_fits(checkout: Path, python: str):
+    result = make(checkout, "install", f"PYTHON={script(checkout / 'python', python)}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("no usable Python: install 3.11, 3.12 or 3.13")
+    assert not (checkout / ".venv").exists()
+
+
+def test_make_starts_a_broken_installation_again(checkout: Path):
+    """The stamp comes last: a pip that fails leaves none, one that ends well leaves one, and then nothing is to do."""
+    pip_fails = script(checkout / "pip_fails", 'case "$*" in *"pip check"*) exit 7;; esac')
+    pip_works = script(checkout / "pip_works", ":")
+    for pip, returncode in ((pip_fails, 2), (pip_works, 0)):
+        python = script(checkout / "python", f'[ "$2" = venv ] && mkdir -p .venv/bin && cp {pip} .venv/bin/python; exit 0')
+        result = make(checkout, "install", f"PYTHON={python}")
+        assert result.returncode == returncode, result.stderr
+        assert bool(list((checkout / ".venv").glob("installed-*"))) == (returncode == 0)
+    assert "pip install" not in make(checkout, "--dry-run", "test", f"PYTHON={python}").stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "installs"),
+    [
+        ("pyproject.toml", "line-length = 140", "line-length = 100", False),
+        ("pyproject.toml", '"rich>=', '"rich!=1,>=', True),
+        ("constraints.txt", "torch==", "torch===", True),
+    ],
+)
+def test_make_installs_again_when_what_is_installed_changes(checkout: Path, file: str, old: str, new: str, installs: bool):
+    dry = ["--dry-run", "test", f"PYTHON={sys.executable}"]
+    stamp = make(checkout, *dry).stdout.split("touch ")[1].split()[0]
+    (checkout / stamp).parent.mkdir()
+    (checkout / stamp).touch()
+    assert "pip install" not in make(checkout, *dry).stdout
+    text = (checkout / file).read_text(encoding="utf-8")
+    assert old in text
+    (checkout / file).write_text(text.replace(old, new), encoding="utf-8")
+    assert ("pip install" in make(checkout, *dry).stdout) == installs
+
+
+# -- the suite's own rules ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "1 failed, 1 passed, 1 skipped"), ("false", "1 passed, 2 skipped")])
+def test_a_skipped_test_fails_in_ci_unless_it_needs_a_gpu(tmp_path: Path, ci: str, outcome: str):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    skipped = "def test_{}():\n    pytest.skip('not today')\n"
+    text = f"import pytest\n\n{skipped.format('a')}\n@pytest.mark.gpu\n{skipped.format('b')}\ndef test_c():\n    pass\n"
+    (tmp_path / "test_it.py").write_text(text, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CI": ci}, capture_output=True, text=True)
+    assert outcome in result.stdout.splitlines()[-1], result.stdout
+
+
+def test_a_module_skipped_as_a_whole_fails_in_ci(tmp_path: Path):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text("import pytest\n\npytest.importorskip('no_such_module')\n", encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CI": "true"}, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "was skipped (Skipped: could not import 'no_such_module'" in result.stdout
+
+
+def test_shapes_and_types_are_checked_in_tests():
+    import jaxtyping
+
+    from sae_lightning.files import write_text
+
+    with pytest.raises(jaxtyping.TypeCheckError, match="write_text"):
+        write_text("never written", 3)  # pyright: ignore[reportArgumentType]
