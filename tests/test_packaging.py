@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n") if "==" in line)
-PINS = {canonicalize_name(name): version for name, version in PINS.items()}
+LINES = [line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+PINS: dict[str, str] = {canonicalize_name(name): version for name, version in LINES}
 PACKAGE = sorted((ROOT / "sae_lightning").rglob("*.py"))
 # These take a second or more: a function that needs one imports it.
 HEAVY = {"transformers", "datasets", "matplotlib", "gguf", "wandb", "tensorboard"}
@@ -185,12 +185,10 @@ def test_make_installs_again_when_what_is_installed_changes(checkout: Path, file
 # -- the suite's own rules ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ci", "outcome"), [("true", "1 failed, 1 passed, 1 skipped"), ("false", "1 passed, 2 skipped")])
-def test_a_skipped_test_fails_in_ci_unless_it_needs_a_gpu(tmp_path: Path, ci: str, outcome: str):
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    skipped = "def test_{}():\n    pytest.skip('not today')\n"
-    text = f"import pytest\n\n{skipped.format('a')}\n@pytest.mark.gpu\n{skipped.format('b')}\ndef test_c():\n    pass\n"
-    (tmp_path / "test_it.py").write_text(text, encoding="utf-8")
+def run_suite(folder: Path, ci: str, code: str) -> subprocess.CompletedProcess[str]:
+    """pytest, in a process of its own, on one file of tests under this project's settings and conftest."""
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    (folder / "test_it.py").write_text(f"import pytest\n\n{code}", encoding="utf-8")
     command = [
         sys.executable,
         "-m",
@@ -200,30 +198,22 @@ def test_a_skipped_test_fails_in_ci_unless_it_needs_a_gpu(tmp_path: Path, ci: st
         "-c",
         str(ROOT / "pyproject.toml"),
         "--rootdir",
-        str(tmp_path),
-        str(tmp_path),
+        str(folder),
+        str(folder),
     ]
-    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CI": ci}, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env={**os.environ, "CI": ci}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "1 failed, 1 passed, 1 skipped"), ("false", "1 passed, 2 skipped")])
+def test_a_skipped_test_fails_in_ci_unless_it_needs_a_gpu(tmp_path: Path, ci: str, outcome: str):
+    skipped = "def test_{}():\n    pytest.skip('not today')\n"
+    result = run_suite(tmp_path, ci, f"{skipped.format('a')}\n@pytest.mark.gpu\n{skipped.format('b')}\ndef test_c():\n    pass\n")
     assert outcome in result.stdout.splitlines()[-1], result.stdout
 
 
 def test_a_module_skipped_as_a_whole_fails_in_ci(tmp_path: Path):
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    (tmp_path / "test_it.py").write_text("import pytest\n\npytest.importorskip('no_such_module')\n", encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        "--rootdir",
-        str(tmp_path),
-        str(tmp_path),
-    ]
-    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CI": "true"}, capture_output=True, text=True)
-    assert result.returncode == 2
+    result = run_suite(tmp_path, "true", "pytest.importorskip('no_such_module')\n")
+    assert result.returncode == pytest.ExitCode.INTERRUPTED
     assert "was skipped (Skipped: could not import 'no_such_module'" in result.stdout
 
 
