@@ -1,0 +1,130 @@
+"""What `train.py` and `evaluate.py` are wrapped in."""
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from sae_lightning.errors import InputError
+from sae_lightning.run.command import Command, read, validate
+from sae_lightning.run.composer import Composer, one_line
+from sae_lightning.run.folder import existing, rank, remove_traces
+
+Main = Callable[[DictConfig], float | None]
+
+
+class _Refused(BaseException):
+    """An InputError on its way out, past Hydra's own report of failed jobs."""
+
+    def __init__(self, problem: InputError):
+        self.problem = problem
+
+
+def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
+    """Decorates `main(cfg)` of a script with a folder `conf` beside it.
+
+    The command line is composed and checked first: a mistake is one line on stderr with the nearest valid name, exit code 2, and no
+    folder. So is an InputError that `main` raises, however late; any other exception keeps its traceback (exit code 1).
+    `main` should import what is heavy inside: nothing before it imports torch. `main(cfg)` calls it with a configuration at hand.
+    """
+
+    def decorate(main: Main) -> Callable[..., Any]:
+        @functools.wraps(main)
+        def run(cfg: DictConfig | None = None) -> float | None:
+            if cfg is not None:
+                return main(cfg)
+            try:
+                _run(main, config_name)
+            except InputError as problem:
+                _refuse(problem, is_early=True)
+            except _Refused as refused:
+                _refuse(refused.problem)
+            except Exception as error:
+                problem = input_error(error)
+                if problem is None:
+                    raise
+                _refuse(problem)
+            return None
+
+        return run
+
+    return decorate
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The InputError among an exception's causes (Hydra wraps what a constructor raises)."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
+def _run(main: Main, config_name: str) -> None:
+    conf = Path(inspect.getfile(main)).resolve().parent / "conf"
+    command = read(sys.argv[1:])
+    sys.argv[1:] = command.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    keep: list[Path] = []
+    if not command.flags.shell_completion and not command.flags.hydra_help:
+        keep = _check(command, conf, config_name)
+    sweeps: set[Path] = set()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(_task(main, keep, sweeps))()
+    finally:
+        for folder in sweeps:
+            remove_traces(folder, keep)
+
+
+def _check(command: Command, conf: Path, config_name: str) -> list[Path]:
+    """Errors: InputError. Returns the folders that were there before, and stay."""
+    flags = command.flags
+    if flags.config_path is not None:
+        conf = Path(flags.config_path).resolve()
+    extra = None if flags.config_dir is None else Path(flags.config_dir)
+    for folder in filter(None, (conf, extra)):
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder} to read a configuration from")
+    name = flags.config_name or config_name
+    if not any((folder / f"{name.removesuffix('.yaml')}.yaml").is_file() for folder in filter(None, (conf, extra))):
+        raise InputError(f"there is no {name}.yaml in {conf}")
+    cfg = validate(Composer(conf, name, extra), command.words, flags.multirun)
+    if flags.help or flags.cfg or flags.info:
+        return []
+    return [existing(Path(cfg.hydra.run.dir)), existing(Path(cfg.hydra.sweep.dir))]
+
+
+def _task(main: Main, keep: list[Path], sweeps: set[Path]) -> Main:
+    """`main`, with what it refuses taken out of Hydra's hands and its empty folder removed. `sweeps` gets the folders of sweeps with such jobs."""
+
+    @functools.wraps(main)
+    def task(cfg: DictConfig) -> float | None:
+        try:
+            return main(cfg)
+        except Exception as error:
+            problem = input_error(error)
+            if problem is None:
+                raise
+            job = HydraConfig.get()
+            is_sweep = job.mode == RunMode.MULTIRUN
+            if rank() == 0:
+                remove_traces(Path(job.runtime.output_dir), [*keep, Path(job.sweep.dir)] if is_sweep else keep)
+            if is_sweep:  # the other jobs go on; the sweeper hears of this one
+                sweeps.add(Path(job.sweep.dir))
+                raise problem from None
+            raise _Refused(problem) from None
+
+    return task
+
+
+def _refuse(problem: InputError, is_early: bool = False) -> NoReturn:
+    """What the configuration alone shows is equal on every rank: rank 0 says it."""
+    if not is_early or rank() == 0:
+        print(f"error: {one_line(str(problem))}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,147 @@
+"""Names and folders of runs, as resolvers that the yamls use, and what a refused run leaves behind: nothing.
+
+    ${run_name:}              lagrangian-L0_16-F1024-s0
+    ${run_id:}                2026-11-21_10-02-33_k3x9: another one for every run, the same one for all ranks of a run
+    ${log_file:<folder>}      <folder>/training.log; a rank above 0 has a file of its own
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sae_lightning.errors import InputError
+
+ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+SPARSITY = {"target_l0": "L0_", "k": "k", "sparsity": "l1_"}
+"""Parameters of a model that belong in a run's name, and what stands before their value there."""
+
+
+def register_resolvers() -> None:
+    """Makes the names above known to OmegaConf. The id is cached: one configuration has one."""
+    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("run_id", lambda: run_id(os.environ), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("log_file", lambda folder: log_file(folder, rank()), replace=True)
+
+
+def run_name(cfg: DictConfig) -> str:
+    """<model>[-<dictionary>][-<sparsity>]-<F1024 or x8>-s<seed>, with what the configuration knows.
+
+    F is the number of latents where it is known before the data is: from `dictionary.d_sae`, or from `data.d`.
+    """
+    choices = _choices(cfg)
+    parts = [str(choices.get("model", "sae"))]
+    if choices.get("dictionary", "autoencoder") != "autoencoder":
+        parts.append(str(choices["dictionary"]))
+    model = cfg.get("model") or {}
+    parts += [f"{mark}{_short(model[key])}" for key, mark in SPARSITY.items() if model.get(key) is not None]
+    d_sae, factor = _select(cfg, "dictionary.d_sae"), _select(cfg, "dictionary.expansion_factor")
+    d = _select(cfg, "data.d")
+    if d_sae is None and isinstance(d, int) and isinstance(factor, int | float):
+        d_sae = round(factor * d)
+    if d_sae is not None:
+        parts.append(f"F{d_sae}")
+    elif factor is not None:
+        parts.append(f"x{_short(factor)}")
+    if cfg.get("seed") is not None:
+        parts.append(f"s{cfg.seed}")
+    return "-".join(part.replace("/", "_").replace("=", "_") for part in parts)
+
+
+def run_id(environment: Mapping[str, str]) -> str:
+    """<date>_<time>_<4 random characters>; under torchrun and srun, where every rank composes by itself, job_<8 hex digits>.
+
+    Errors: InputError where ranks on several machines have nothing in common to make an id from.
+    """
+    shared = _launched_together(environment)
+    if shared is not None:
+        return "job_" + hashlib.blake2b(repr(shared).encode(), digest_size=4).hexdigest()
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{''.join(secrets.choice(ALPHABET) for _ in range(4))}"
+
+
+def _launched_together(environment: Mapping[str, str]) -> tuple[Any, ...] | None:
+    """What all ranks of one launch know and no other launch does; None for a process that is alone."""
+    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        return "slurm", environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID"), environment.get("SLURM_RESTART_COUNT")
+    launch = environment.get("TORCHELASTIC_RUN_ID")
+    if launch is None:
+        return None
+    if launch != "none":
+        return "torchrun", launch
+    if environment.get("WORLD_SIZE") != environment.get("LOCAL_WORLD_SIZE"):
+        raise InputError("torchrun on several machines gives this run no name: add --rdzv-id=<any name, a new one for each run>")
+    return "torchrun", os.getppid(), _started(os.getppid())
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot; empty where the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def rank(environment: Mapping[str, str] = os.environ) -> int:
+    """This process's rank, from what a launcher left in the environment; 0 where there was none."""
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        return int(environment["SLURM_PROCID"])
+    return int(environment.get("RANK", environment.get("LOCAL_RANK", 0)))
+
+
+def log_file(folder: str, rank: int) -> str:
+    return str(Path(folder) / ("training.log" if rank == 0 else f"training.rank{rank}.log"))
+
+
+def existing(path: Path) -> Path:
+    """The deepest folder above `path`, or `path` itself, that is there already. Errors: InputError if one cannot write into it."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise InputError(f"{path} is a file where a folder is needed: choose another place with paths.outputs=…")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written to: choose another place with paths.outputs=…")
+    return path
+
+
+def remove_traces(folder: Path, keep: Iterable[Path]) -> None:
+    """Removes a run's or a sweep's folder where it holds nothing but .hydra, multirun.yaml and logs, and the empty folders above it, up to one of `keep`."""
+    folder, kept = folder.absolute(), {path.absolute() for path in keep}
+    if folder in kept or not folder.is_dir() or any(_is_result(path) for path in folder.iterdir()):
+        return
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        if parent in kept or any(parent.iterdir()):
+            return
+        parent.rmdir()
+
+
+def _is_result(path: Path) -> bool:
+    return not (path.name in {".hydra", "multirun.yaml"} or (path.suffix == ".log" and path.is_file()))
+
+
+def _choices(cfg: DictConfig) -> Mapping[str, Any]:
+    """Which option each group has: in the whole configuration, or, while a job runs, from Hydra."""
+    if "hydra" in cfg:
+        return cfg.hydra.runtime.choices
+    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    """None where the key is absent, missing, or points at something that is."""
+    try:
+        return OmegaConf.select(cfg, key, throw_on_missing=False)
+    except OmegaConfBaseException:
+        return None
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
