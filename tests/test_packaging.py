@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -56,9 +56,14 @@ def imports_of(path: Path) -> set[tuple[str, bool]]:
     }
 
 
+@pytest.fixture(scope="module")
+def distributions() -> Mapping[str, list[str]]:
+    """Which distribution a module comes from: reads the metadata of all that is installed."""
+    return importlib.metadata.packages_distributions()
+
+
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_are_declared_and_light(path: Path):
-    distributions = importlib.metadata.packages_distributions()
+def test_imports_are_declared_and_light(path: Path, distributions: Mapping[str, list[str]]):
     everything = names(CORE).union(*(names(requirements) for requirements in EXTRAS.values()))
     for module, at_once in imports_of(path):
         homes = {canonicalize_name(name) for name in distributions.get(module, [module])}
