@@ -1,0 +1,130 @@
+"""Rows out of an activation store."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lightning.data.batch import Batch, Shape
+from sae_lightning.data.rows import RowsDataModule
+from sae_lightning.data.shuffle import ShuffledRows, Split, split
+from sae_lightning.data.store import Store, check_hook
+from sae_lightning.errors import InputError
+from sae_lightning.transformers.base import Transformer
+
+
+class Source(Protocol):
+    """Where a store comes from: `Harvest`, `ExistingStore`."""
+
+    path: Path
+
+    def widths(self) -> dict[str, int]: ...
+
+    def ensure(self) -> Store: ...
+
+
+class ActivationDataModule(RowsDataModule):
+    """Rows of one hook point of an activation store; x is y.
+
+    Whole sequences are held out for validation, the same ones whatever the seed (`validation_rows`; None: 5 % of the rows, at most 65 536).
+    Training rows are shuffled over the whole store: blocks of at most 64 neighbours in a random order, mixed in windows of `pool_rows`
+    rows, of which one is in memory; each pass in another order. `scale`: rows are divided in training so that E‖x‖² = 1 (`unit`), = d
+    (`sqrt_d`), or not at all (`none`); E is over all rows of the store.
+
+    Errors: InputError for a hook point that is not in the store, and for fewer training rows than a batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        hook: str,
+        batch_size: int,
+        validation_rows: int | None = None,
+        pool_rows: int = 131_072,
+        scale: Literal["unit", "sqrt_d", "none"] = "unit",
+        seed: int = 0,
+        transformer: Transformer | None = None,
+    ):
+        super().__init__(batch_size)
+        if pool_rows < 1:
+            raise InputError(f"data.pool_rows is {pool_rows}: give a positive number of rows")
+        if validation_rows is not None and validation_rows < 1:
+            raise InputError(f"data.validation_rows is {validation_rows}: give a positive number of rows, or null for 5 %")
+        self.source, self.hook, self.transformer = source, hook, transformer
+        self.validation_rows, self.pool_rows, self.scaled_by, self.seed = validation_rows, pool_rows, scale, seed
+
+    def prepare_data(self) -> None:
+        """Makes the store, where it is not complete."""
+        self.source.ensure()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens and checks the store."""
+        _ = self.shuffled
+
+    @cached_property
+    def shape(self) -> Shape:
+        widths = self.source.widths()
+        check_hook(self.hook, widths, self.source.path)
+        return Shape((widths[self.hook],), (widths[self.hook],))
+
+    @cached_property
+    def store(self) -> Store:
+        return self.source.ensure()
+
+    @cached_property
+    def parts(self) -> Split:
+        """Training and validation rows."""
+        check_hook(self.hook, self.store.manifest.widths, self.store.path)
+        parts = split(self.store, self.validation_rows)
+        if parts.train_rows < self.batch_size:
+            raise InputError(
+                f"{self.store.path} has {parts.train_rows} training rows, less than one batch of data.batch_size={self.batch_size}: "
+                "harvest more tokens (a longer text, data.max_tokens) or lower data.batch_size"
+            )
+        return parts
+
+    @cached_property
+    def shuffled(self) -> ShuffledRows:
+        return ShuffledRows(self.store, self.hook, self.parts, self.pool_rows, self.seed)
+
+    @property
+    def scale(self) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_out"]]:
+        d = self.shape.d_in
+        mean_square = self.store.statistics(self.hook).mean_square_norm
+        factor = {"unit": mean_square, "sqrt_d": mean_square / d, "none": 1.0}[self.scaled_by] ** 0.5
+        if factor == 0:
+            raise InputError(f"all rows at hook point '{self.hook}' of {self.store.path} are 0: choose another hook point")
+        scale = torch.full((d,), factor)
+        return scale, scale
+
+    def train_batch(self, index: int) -> Batch:
+        return _same(self.shuffled.read(index * self.batch_size, (index + 1) * self.batch_size))
+
+    def held_out(self) -> Iterator[Batch]:
+        for rows in self.parts.validation_rows.split(self.batch_size):
+            yield _same(self.store.rows_at(self.hook, rows).float())
+
+    def sample(self, n: int, seed: int) -> Batch:
+        parts = self.parts
+        stop = parts.block_rows.cumsum(0)
+        chosen = torch.from_numpy(np.random.default_rng(seed).choice(parts.train_rows, min(n, parts.train_rows), replace=False))
+        block = torch.searchsorted(stop, chosen, right=True)
+        rows = parts.block_start[block] + chosen - (stop - parts.block_rows)[block]
+        return _same(self.store.rows_at(self.hook, rows).float())
+
+    def tokens_held_out(self, n: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
+        """Token ids (int64) of at most n validation sequences, and where no row was harvested.
+
+        That is where a special token stands, and what the exclusions of the harvest left out.
+        """
+        sequences = self.parts.is_validation.nonzero()[:n, 0]
+        return self.store.tokens(sequences).long(), ~self.store.has_row(sequences)
+
+
+def _same(rows: Float[Tensor, "batch d"]) -> Batch:
+    return Batch(rows, rows)

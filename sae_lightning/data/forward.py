@@ -1,0 +1,131 @@
+"""From a text to the rows that are kept."""
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor, nn
+
+from sae_lightning.data.manifest import DTYPES, Manifest
+from sae_lightning.data.text import Text
+from sae_lightning.errors import InputError
+from sae_lightning.transformers.base import Transformer
+from sae_lightning.transformers.hooks import read
+
+
+@dataclasses.dataclass
+class Rows:
+    """Rows of some sequences at every hook point, in the storage dtype.
+
+    `keep` says which positions of `ids` gave a row; rows stand in the order of sequences and positions.
+    """
+
+    ids: Int[Tensor, "batch context"]
+    keep: Bool[Tensor, "batch context"]
+    rows: dict[str, Float[Tensor, "n d"]]
+    norms: dict[str, Float64[Tensor, " n"]]
+    special: int
+    nonfinite: int
+
+    def select_(self, kept: Bool[Tensor, " n"]) -> None:
+        """Drops the rows where `kept` is false."""
+        self.keep[self.keep.clone()] = kept
+        self.rows = {hook: rows[kept] for hook, rows in self.rows.items()}
+        self.norms = {hook: norms[kept] for hook, norms in self.norms.items()}
+
+
+def forward(
+    model: nn.Module,
+    hooks: list[str],
+    ids: Int[Tensor, "batch context"],
+    special: Int[Tensor, " special"],
+    dtype: torch.dtype,
+    skip_nonfinite: bool,
+    first_sequence: int,
+) -> Rows:
+    """One forward pass. Special tokens give no row; nor do rows that are NaN or infinite at any hook point, in `dtype`.
+
+    Errors: InputError for such a row, unless `skip_nonfinite`.
+    """
+    activations = read(model, hooks, ids)
+    keep = ~torch.isin(ids, special)
+    raw = {hook: activations[hook][keep] for hook in hooks}
+    result = Rows(ids, keep, {hook: rows.to(dtype) for hook, rows in raw.items()}, {}, int((~keep).sum()), 0)
+    finite = torch.stack([rows.isfinite().all(1) for rows in result.rows.values()])
+    if not bool(finite.all()):
+        if not skip_nonfinite:
+            raise InputError(_first_nonfinite(result, raw, finite, dtype, first_sequence))
+        kept = finite.all(0)
+        result.nonfinite = int((~kept).sum())
+        result.select_(kept)
+    result.norms = {hook: torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for hook, rows in result.rows.items()}
+    return result
+
+
+def _first_nonfinite(result: Rows, raw: dict[str, Tensor], finite: Tensor, dtype: torch.dtype, first_sequence: int) -> str:
+    row = int((~finite.all(0)).nonzero()[0, 0])
+    hook = list(raw)[int((~finite[:, row]).nonzero()[0, 0])]
+    sequence, position = result.keep.nonzero()[row].tolist()
+    where = f"the row at hook point '{hook}', sequence {first_sequence + sequence}, position {position}"
+    if bool(raw[hook][row].isfinite().all()):
+        return f"{where} is too large for {dtype}: set data.dtype=bfloat16 or float32, or data.on_nonfinite=skip to leave such rows out"
+    return f"{where} has NaN or infinite entries: set data.on_nonfinite=skip to leave such rows out and count them"
+
+
+class Passes:
+    """The rows of a text's sequences, one forward pass at a time, in any order; cheapest in ascending order.
+
+    The transformer is loaded at once, on a GPU where there is one.
+    """
+
+    def __init__(self, transformer: Transformer, text: Text, manifest: Manifest, seed: int, skip_nonfinite: bool):
+        self.transformer, self.text, self.manifest = transformer, text, manifest
+        self.seed, self.skip_nonfinite = seed, skip_nonfinite
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = transformer.load(self.device)
+        self.special = torch.tensor(manifest.special_ids, dtype=torch.int64, device=self.device)
+        self.vocabulary: int | None = getattr(transformer.config().get_text_config(), "vocab_size", None)
+        self._texts: Iterator[list[int]] = iter(())
+        self._next: int | None = None
+        self._ahead: dict[int, Rows] = {}
+
+    def median_norms(self, rows: int) -> dict[str, float]:
+        """Median norm of the first `rows` rows (of all, where there are fewer) by hook point.
+
+        Errors: InputError where the text gives no row at all.
+        """
+        norms: dict[str, list[Tensor]] = {hook: [] for hook in self.manifest.widths}
+        found = start = 0
+        while found < rows and (batch := self.batch(start)) is not None:
+            self._ahead[start] = batch  # is asked for again, by the first shard
+            for hook, values in batch.norms.items():
+                norms[hook].append(values)
+            found, start = found + int(batch.keep.sum()), start + len(batch.ids)
+        if not found:
+            raise InputError(
+                f"the text '{self.text.name}' gives no row in sequences of {self.manifest.context_length} tokens: "
+                "give a longer text or lower data.context_length"
+            )
+        return {hook: float(torch.cat(values)[:rows].median()) for hook, values in norms.items()}
+
+    def batch(self, start: int) -> Rows | None:
+        """The forward pass that begins with sequence `start`; None where the text has ended, or as much as was asked for."""
+        if start in self._ahead:
+            return self._ahead.pop(start)
+        stop = min(start + self.manifest.forward_batch_size, self.manifest.sequences)
+        if start != self._next:
+            self._texts = iter(self.text.sequences(self.transformer, self.manifest.context_length, start, self.seed))
+        sequences = list(islice(self._texts, stop - start))
+        self._next = start + len(sequences)
+        if not sequences:
+            return None
+        ids = torch.tensor(sequences, dtype=torch.int64)
+        if self.vocabulary is not None and int(ids.max()) >= self.vocabulary:
+            raise InputError(
+                f"the text '{self.text.name}' has token id {int(ids.max())}, {self.transformer.name} has {self.vocabulary} tokens: "
+                "it was tokenised for another transformer"
+            )
+        hooks, dtype = list(self.manifest.widths), DTYPES[self.manifest.dtype]
+        return forward(self.model, hooks, ids.to(self.device), self.special, dtype, self.skip_nonfinite, start)

@@ -1,0 +1,249 @@
+"""Making an activation store: a transformer reads a text, what happens at its hook points is written down."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from sae_lightning.data.forward import Passes
+from sae_lightning.data.manifest import DTYPES, MANIFEST, STATISTICS, Manifest, read_manifest
+from sae_lightning.data.progress import Progress
+from sae_lightning.data.store import Store
+from sae_lightning.data.text import Text
+from sae_lightning.data.writer import ShardBuffer, StoreWriter
+from sae_lightning.errors import InputError
+from sae_lightning.files import write_json
+from sae_lightning.transformers.base import Transformer
+
+log = logging.getLogger(__name__)
+
+ROWS_FOR_MEDIAN = 8192
+OWNER = ".harvesting.json"
+
+
+class Harvest:
+    """The store of a transformer's activations on a text: described at once, made by `ensure` where it is not there yet.
+
+    `max_tokens` are fed, in sequences of `context_length`; a text that ends earlier gives fewer, which is said. One forward pass
+    serves all `hooks` (None: the transformer's own). Special tokens (BOS, EOS, padding) give no rows. `exclude_norm_above` leaves out
+    rows (sink tokens) whose norm, at any hook point, exceeds so many times the median norm of the first 8192 rows; how many exceed
+    10 times is always counted. `on_nonfinite`: what to do with rows that are NaN, infinite, or too large for `dtype`. `shard_rows` and
+    `forward_batch_size` (sequences) do not determine the rows: those of a store that was begun stay as they were. The folder is
+    `<stores>/<transformer>-<text>-<hash of what determines the rows>`.
+
+    Errors: InputError for settings that cannot be, when constructed.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        text: Text,
+        hooks: Sequence[str] | None = None,
+        context_length: int = 128,
+        max_tokens: int = 1_000_000,
+        dtype: Literal["float16", "bfloat16", "float32"] = "bfloat16",
+        on_nonfinite: Literal["refuse", "skip"] = "refuse",
+        exclude_norm_above: float | None = None,
+        shard_rows: int = 32_768,
+        forward_batch_size: int = 32,
+        seed: int = 0,
+        stores: str | Path = "stores",
+    ):
+        self.transformer, self.text = transformer, text
+        self.hooks = [str(hook) for hook in (transformer.hooks if hooks is None else hooks)]
+        self.context_length, self.max_tokens, self.dtype = context_length, max_tokens, dtype
+        self.on_nonfinite, self.exclude_norm_above = on_nonfinite, exclude_norm_above
+        self.shard_rows, self.forward_batch_size = shard_rows, forward_batch_size
+        self.seed, self.stores = seed, Path(stores)
+        self.sequences = max_tokens // context_length if context_length > 0 else 0
+        self._check_settings()
+        self._identity: dict[str, Any] | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the rows, and nothing else. JSON-able."""
+        if self._identity is None:
+            identity = {
+                "transformer": self.transformer.identity(),
+                "hooks": self.hooks,
+                "text": self.text.identity(),
+                "context_length": self.context_length,
+                "sequences": self.sequences,
+                "seed": self.seed,
+                "dtype": self.dtype,
+                "exclusions": {"special": True, "on_nonfinite": self.on_nonfinite, "norm_above": self.exclude_norm_above},
+            }
+            self._identity = json.loads(json.dumps(identity))
+        return self._identity
+
+    @property
+    def path(self) -> Path:
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
+        return self.stores / f"{self.transformer.name}-{self.text.name}-{digest}"
+
+    def widths(self) -> dict[str, int]:
+        """Width d by hook point, without weights, activations or text.
+
+        Errors: InputError for what would stop the harvest at once: no network, no such file, no such hook point, a disk too small.
+        """
+        manifest = self._manifest()
+        if manifest is not None and self._is_whole(manifest):
+            return manifest.widths
+        widths = self.transformer.widths(self.hooks)
+        self._check(widths, manifest)
+        return widths
+
+    def ensure(self) -> Store:
+        """The store; harvested first, or the rest of it, where it is not complete. One process harvests, others wait and say so."""
+        if not self._is_whole(self._manifest()):
+            widths = self.widths()
+            with self._alone():
+                manifest = self._manifest()
+                if not self._is_whole(manifest):
+                    self._harvest(manifest or self._new_manifest(widths))
+        return Store(self.path)
+
+    # -- before -----------------------------------------------------------------------------------------------------
+
+    def _check_settings(self) -> None:
+        for name in ("context_length", "max_tokens", "shard_rows", "forward_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"data.{name} is {getattr(self, name)}: give a positive number")
+        if self.exclude_norm_above is not None and self.exclude_norm_above <= 1:
+            raise InputError(f"data.exclude_norm_above is {self.exclude_norm_above}: give a multiple of the median norm, such as 10")
+        if self.sequences < 1:
+            raise InputError(
+                f"data.max_tokens={self.max_tokens} is less than one sequence of data.context_length={self.context_length} tokens: raise it"
+            )
+        if not self.hooks or len(set(self.hooks)) < len(self.hooks):
+            raise InputError(f"data.hooks is {self.hooks}: give different hook points, at least one")
+
+    def _check(self, widths: dict[str, int], manifest: Manifest | None) -> None:
+        longest = self.transformer.max_context()
+        if longest is not None and self.context_length > longest:
+            raise InputError(f"data.context_length={self.context_length} is more than {self.transformer.name} can read: at most {longest}")
+        self.text.check()
+        row = sum(widths.values()) * DTYPES[self.dtype].itemsize + 20  # 20: token, sequence, position; the sequence's tokens
+        written = sum(shard.bytes for shard in manifest.shards if (self.path / shard.name).exists()) if manifest else 0
+        needed = self.sequences * self.context_length * row - written
+        free = shutil.disk_usage(_existing(self.stores)).free
+        if needed > free:
+            raise InputError(
+                f"the activations need {needed / 1e6:.0f} MB and the disk of {self.stores} has {free / 1e6:.0f} MB free: "
+                "lower data.max_tokens, free some space or set paths.stores to another disk"
+            )
+
+    def _manifest(self) -> Manifest | None:
+        if not (self.path / MANIFEST).exists():
+            return None
+        manifest = read_manifest(self.path)
+        if manifest.identity != self.identity:
+            raise InputError(f"{self.path} was made by another configuration: delete it or set paths.stores to another folder")
+        return manifest
+
+    def _is_whole(self, manifest: Manifest | None) -> bool:
+        if manifest is None or not manifest.complete:
+            return False
+        return all((self.path / name).exists() for name in [STATISTICS, *(shard.name for shard in manifest.shards)])
+
+    def _new_manifest(self, widths: dict[str, int]) -> Manifest:
+        # A shard holds whole forward passes, so that a single one can be harvested again and comes out the same.
+        batches = max(1, self.shard_rows // (self.context_length * self.forward_batch_size))
+        return Manifest(
+            identity=self.identity,
+            widths=widths,
+            dtype=self.dtype,
+            context_length=self.context_length,
+            special_ids=sorted(self.transformer.special_ids()),
+            sequences=self.sequences,
+            shard_sequences=batches * self.forward_batch_size,
+            forward_batch_size=self.forward_batch_size,
+        )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the lock of the store; says once for whom it waits. The lock of a process that died is free."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("waiting for %s to harvest %s", _owner(self.path), self.path)
+            lock.acquire(poll_interval=0.5)
+        try:
+            write_json(self.path / OWNER, {"host": socket.gethostname(), "pid": os.getpid()})
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (self.path / OWNER).unlink(missing_ok=True)
+            lock.release()
+
+    # -- harvest ----------------------------------------------------------------------------------------------------
+
+    def _harvest(self, manifest: Manifest) -> None:
+        writer = StoreWriter(self.path, manifest)
+        missing = writer.missing()
+        if missing:
+            sequences = sum(min(manifest.shard_sequences, manifest.sequences - i * manifest.shard_sequences) for i in missing)
+            tokens = sequences * manifest.context_length
+            log.info("harvesting %s of %s: up to %d tokens into %s", ", ".join(self.hooks), self.transformer.name, tokens, self.path)
+            passes = Passes(self.transformer, self.text, manifest, self.seed, self.on_nonfinite == "skip")
+            with Progress("harvest", tokens) as progress:
+                if manifest.median_norms is None:
+                    writer.set_median_norms(passes.median_norms(ROWS_FOR_MEDIAN))
+                for index in missing:
+                    buffer = self._shard(manifest, passes, index, progress)
+                    if not buffer.sequences:
+                        break  # the text has ended
+                    writer.write_shard(index, buffer)
+                log.info("harvested %d rows at %.0f rows/s", progress.rows, progress.rows_per_second)
+        if not manifest.counts.rows:
+            raise InputError(f"no row of {self.path} was kept: raise data.exclude_norm_above or give another text")
+        writer.finish()
+        self._report(manifest)
+
+    def _shard(self, manifest: Manifest, passes: Passes, index: int, progress: Progress) -> ShardBuffer:
+        first = index * manifest.shard_sequences
+        stop = min(first + manifest.shard_sequences, manifest.sequences)
+        buffer = ShardBuffer(manifest, first, stop - first)
+        for start in range(first, stop, manifest.forward_batch_size):
+            batch = passes.batch(start)
+            if batch is None:
+                break
+            before = buffer.counts.rows
+            buffer.add_(batch, self.exclude_norm_above)
+            progress.advance(batch.ids.numel(), buffer.counts.rows - before)
+        return buffer
+
+    def _report(self, manifest: Manifest) -> None:
+        counts = manifest.counts
+        if counts.tokens < manifest.sequences * manifest.context_length:
+            log.warning("the text ended after %d of %d tokens", counts.tokens, manifest.sequences * manifest.context_length)
+        log.info(
+            "%s: %d rows of %d tokens; left out: %d special tokens (ids %s), %d NaN or infinite, %d by norm; "
+            "norm above 10 x the median: %s",
+            *(self.path, counts.rows, counts.tokens, counts.special, manifest.special_ids, counts.nonfinite, counts.norm_above_limit),
+            ", ".join(f"{n} at {hook}" for hook, n in counts.large_norms.items()),
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    folder = folder.absolute()
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

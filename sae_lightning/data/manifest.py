@@ -1,0 +1,117 @@
+"""What an activation store says about itself."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lightning.errors import InputError
+from sae_lightning.files import write_json
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+STATISTICS = "statistics.safetensors"
+STAMPS = ".verified.json"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+TOKEN, SEQUENCE, POSITION = "token", "sequence", "position"
+"""Tensors of a shard with one entry per row: token id [N] int32, number of the sequence [N] int64, position in it [N] int32."""
+TOKENS, SEQUENCE_IDS, SEQUENCE_ROWS = "tokens", "sequence_ids", "sequence_rows"
+"""Tensors with one entry per sequence: its token ids [S, context] int32, its number [S] int64, how many rows it gave [S] int32."""
+
+LARGE = 10.0
+"""A row with a norm above LARGE × the median is counted as a sink token."""
+
+
+@dataclasses.dataclass
+class Counts:
+    """How many tokens were fed, how many rows they gave, and why the others gave none. `large_norms`: rows, by hook point."""
+
+    tokens: int = 0
+    rows: int = 0
+    special: int = 0
+    nonfinite: int = 0
+    norm_above_limit: int = 0
+    large_norms: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Shard:
+    name: str
+    bytes: int
+    sha256: str
+    first_sequence: int
+    sequences: int
+    counts: Counts
+
+
+@dataclasses.dataclass
+class Manifest:
+    """`identity` is what determines the rows; a store is never used by a configuration with another one.
+
+    `sequences` were asked for; a text that ends earlier gives fewer. `median_norms` are those of the first rows, from which
+    norms are judged. `widths` has the hook points in order.
+    """
+
+    identity: dict[str, Any]
+    widths: dict[str, int]
+    dtype: str
+    context_length: int
+    special_ids: list[int]
+    sequences: int
+    shard_sequences: int
+    forward_batch_size: int
+    median_norms: dict[str, float] | None = None
+    shards: list[Shard] = dataclasses.field(default_factory=list)
+    statistics_sha256: str | None = None
+    complete: bool = False
+    schema: int = SCHEMA
+
+    @property
+    def counts(self) -> Counts:
+        return total(shard.counts for shard in self.shards)
+
+    def shards_expected(self) -> int:
+        return -(-self.sequences // self.shard_sequences)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / MANIFEST, {"schema": self.schema} | dataclasses.asdict(self) | {"counts": dataclasses.asdict(self.counts)})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Errors: InputError for a folder that is no store, and for one of a later version of this package."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except OSError as error:
+        raise InputError(f"{folder} is no activation store: {MANIFEST} cannot be read ({error.strerror}); check data.store") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: delete the folder {folder}, the next run harvests it again") from error
+    if schema != SCHEMA:
+        raise InputError(
+            f"{folder} has schema version {schema}, this package reads {SCHEMA}: use the version of sae_lightning that wrote it"
+        )
+    try:
+        shards = [Shard(**shard | {"counts": Counts(**shard["counts"])}) for shard in content["shards"]]
+        return Manifest(**{key: value for key, value in content.items() if key != "counts"} | {"shards": shards})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: delete the folder {folder}, the next run harvests it again") from error
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum of counts."""
+    result = Counts()
+    for each in counts:
+        for field in ("tokens", "rows", "special", "nonfinite", "norm_above_limit"):
+            setattr(result, field, getattr(result, field) + getattr(each, field))
+        for hook, n in each.large_norms.items():
+            result.large_norms[hook] = result.large_norms.get(hook, 0) + n
+    return result
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"

@@ -1,0 +1,209 @@
+"""Reading an activation store."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sae_lightning.data import manifest as names
+from sae_lightning.data.manifest import STAMPS, STATISTICS, Manifest, read_manifest
+from sae_lightning.data.statistics import Statistics, statistics_from_tensors
+from sae_lightning.errors import InputError
+from sae_lightning.files import write_json
+
+
+class Store:
+    """The activations of a transformer at some hook points, in a folder of shards.
+
+    A row is the activation of one token; row i is that of the same token at every hook point. Rows stand in the order of
+    sequences (numbered from 0) and positions. Shards are mapped into memory and read where they are needed: many processes on one
+    store read it from the disk once. May be read from several threads.
+
+    Errors: InputError for a folder that is no store, an incomplete one, one of a later version, and for a shard that is missing,
+    truncated or altered. Sizes are checked at each opening, checksums of files that changed since this machine last checked them.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        if not self.manifest.complete:
+            done, due = len(self.manifest.shards), self.manifest.shards_expected()
+            raise InputError(
+                f"{self.path} is incomplete ({done} of {due} shards): a run with the configuration that made it harvests the rest"
+            )
+        verify(self.path, self.manifest)
+        self._first_row = np.cumsum([0] + [shard.counts.rows for shard in self.manifest.shards])
+        self._first_sequence = np.cumsum([0] + [shard.sequences for shard in self.manifest.shards])
+        self._files: dict[int, Any] = {}
+        self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._statistics = load_file(self.path / STATISTICS)
+        self._bounds: Tensor | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determined the rows: transformer, hook points, text, context length, exclusions, seed, dtype."""
+        return self.manifest.identity
+
+    @property
+    def hooks(self) -> list[str]:
+        return list(self.manifest.widths)
+
+    def width(self, hook: str) -> int:
+        """d at a hook point. Errors: InputError for one that is not in the store."""
+        check_hook(hook, self.manifest.widths, self.path)
+        return self.manifest.widths[hook]
+
+    @property
+    def rows(self) -> int:
+        return int(self._first_row[-1])
+
+    @property
+    def sequences(self) -> int:
+        return int(self._first_sequence[-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return names.DTYPES[self.manifest.dtype]
+
+    @property
+    def sequence_bounds(self) -> Int64[Tensor, " sequences_and_one"]:
+        """Sequence s gave the rows bounds[s] … bounds[s + 1] − 1; none where all its positions were excluded."""
+        if self._bounds is None:
+            counts = [self._tensor(i, names.SEQUENCE_ROWS).long() for i in range(len(self.manifest.shards))]
+            self._bounds = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(counts).cumsum(0)])
+        return self._bounds
+
+    def statistics(self, hook: str) -> Statistics:
+        """Of all rows at a hook point. Errors: InputError for one that is not in the store."""
+        check_hook(hook, self.manifest.widths, self.path)
+        return statistics_from_tensors(hook, self._statistics)
+
+    def read(self, hook: str, start: int, stop: int) -> Float[Tensor, "rows d"]:
+        """Rows start … stop − 1 in the storage dtype: a view of the mapped file where one shard holds them all, so do not write into it."""
+        if not 0 <= start <= stop <= self.rows:
+            raise IndexError(f"rows {start} to {stop} of {self.rows}")
+        self.width(hook)
+        parts = []
+        shard = int(np.searchsorted(self._first_row, start, side="right")) - 1
+        while start < stop:
+            first, last = int(self._first_row[shard]), int(self._first_row[shard + 1])
+            end = min(stop, last)
+            if end > start:
+                parts.append(self._tensor(shard, hook)[start - first : end - first])
+            start, shard = max(start, end), shard + 1
+        return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0, self.width(hook), dtype=self.dtype), *parts])
+
+    def rows_at(self, hook: str, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """A copy of the rows with these numbers, in the order given, in the storage dtype."""
+        found = torch.empty(len(rows), self.width(hook), dtype=self.dtype)
+        shards = torch.from_numpy(np.searchsorted(self._first_row, rows.numpy(), side="right") - 1)
+        for shard in shards.unique().tolist():
+            here = (shards == shard).nonzero()[:, 0]
+            within, order = (rows[here] - int(self._first_row[shard])).sort()  # in the order of the file
+            found[here[order]] = self._tensor(shard, hook)[within]
+        return found
+
+    def tokens(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Int[Tensor, "n context"]:
+        """Token ids (int32) of whole sequences, special tokens among them."""
+        found = []
+        for sequence in map(int, sequences):
+            shard = int(np.searchsorted(self._first_sequence, sequence, side="right")) - 1
+            found.append(self._tensor(shard, names.TOKENS)[sequence - int(self._first_sequence[shard])])
+        return torch.stack(found)
+
+    def has_row(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Tensor:
+        """Where a position of these sequences gave a row, Bool [n, context]: false for special tokens and whatever else was excluded."""
+        mask = torch.zeros(len(sequences), self.manifest.context_length, dtype=torch.bool)
+        bounds = self.sequence_bounds
+        for i, sequence in enumerate(sequences):
+            shard = int(np.searchsorted(self._first_sequence, int(sequence), side="right")) - 1
+            first = int(self._first_row[shard])
+            rows = slice(int(bounds[int(sequence)]) - first, int(bounds[int(sequence) + 1]) - first)
+            mask[i, self._tensor(shard, names.POSITION)[rows].long()] = True
+        return mask
+
+    def _tensor(self, shard: int, key: str) -> Tensor:
+        """A tensor of a shard, mapped and not read."""
+        if (shard, key) not in self._tensors:
+            if shard not in self._files:
+                self._files[shard] = safe_open(self.path / self.manifest.shards[shard].name, framework="pt")
+            self._tensors[shard, key] = self._files[shard].get_tensor(key)
+        return self._tensors[shard, key]
+
+
+class ExistingStore:
+    """A store that somebody made, as a source of rows: `widths` reads its manifest, `ensure` opens it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def widths(self) -> dict[str, int]:
+        """Width d by hook point. Errors: InputError for a folder that is no store."""
+        return read_manifest(self.path).widths
+
+    def ensure(self) -> Store:
+        """Errors: InputError, as `Store`."""
+        return Store(self.path)
+
+
+def check_hook(hook: str, widths: dict[str, int], where: object) -> None:
+    """Errors: InputError for a hook point that is not in a store."""
+    if hook not in widths:
+        raise InputError(f"hook point '{hook}' is not in {where}: it holds {', '.join(widths)}; set data.hook to one of them")
+
+
+def verify(folder: Path, manifest: Manifest, may_be_missing: bool = False) -> None:
+    """Compares the files of a store with its manifest: sizes always, checksums of those whose size or time changed since the last time.
+
+    Errors: InputError, which names the file. With `may_be_missing`, missing files are none.
+    """
+    files = [(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
+    if manifest.statistics_sha256 is not None:
+        files.append((STATISTICS, None, manifest.statistics_sha256))
+    stamps = read_stamps(folder)
+    again = "a run with the configuration that made the store harvests it again"
+    checked = False
+    for name, size, sha256 in files:
+        path = folder / name
+        if not path.exists():
+            if may_be_missing:
+                continue
+            raise InputError(f"{path} is missing: {again}")
+        if size is not None and path.stat().st_size != size:
+            raise InputError(f"{path} is truncated or altered ({path.stat().st_size} bytes instead of {size}): delete it, {again}")
+        if stamps.get(name) == stamp(path, sha256):
+            continue
+        if checksum(path) != sha256:
+            raise InputError(f"{path} is altered (its checksum is not that of the manifest): delete it, {again}")
+        stamps[name], checked = stamp(path, sha256), True
+    if checked:
+        with contextlib.suppress(OSError, InputError):  # a store may lie where this user cannot write
+            write_json(folder / STAMPS, stamps)
+
+
+def read_stamps(folder: Path) -> dict[str, list[Any]]:
+    """What this machine has checked: name → (size, mtime_ns, sha256). Empty where that cannot be read."""
+    try:
+        stamps = json.loads((folder / STAMPS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def stamp(path: Path, sha256: str) -> list[Any]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, sha256]
+
+
+def checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
