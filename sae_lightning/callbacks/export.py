@@ -1,0 +1,39 @@
+"""The SAE as one uses it, beside the run that trained it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from sae_lightning.data.rows import RowsDataModule
+from sae_lightning.module import SAEModule
+
+
+class Export(L.Callback):
+    """Writes <run>/sae at the end of training: json and safetensors, for `sae_lightning.load.load_sae`."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+        export(trainer, pl_module, "sae")
+
+
+def export(trainer: L.Trainer, module: SAEModule, name: str, about: Mapping[str, Any] | None = None) -> None:
+    """Writes the SAE as it is now into <run>/<name>, with what is known of it and `about`. Every rank must call it."""
+    sae = module.inference()
+    if trainer.is_global_zero:
+        sae.save(Path(trainer.default_root_dir) / name, description(trainer, module) | dict(about or {}))
+    trainer.strategy.barrier("export")
+
+
+def description(trainer: L.Trainer, module: SAEModule) -> dict[str, Any]:
+    """What a stranger must know of an SAE: JSON-able."""
+    data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    known = {
+        "architecture": type(module.sae).__module__.rsplit(".", 1)[-1],
+        "step": trainer.global_step,
+        "rows": data.batches_trained * data.batch_size,
+        "widths": {"x": list(data.shape.x), "y": list(data.shape.y)},
+    }
+    if data.transformer is not None:
+        known |= {"transformer": data.transformer.identity(), "hook": data.hook}
+    return known

@@ -1,0 +1,95 @@
+"""How often each latent fires while it is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import Tensor
+
+from sae_lightning.errors import InputError
+from sae_lightning.files import replacing
+from sae_lightning.metrics.density import density_numbers
+from sae_lightning.module import SAEModule
+
+PLOT = "plots/log_feature_density_histogram"
+
+
+class FeatureDensity(L.Callback):
+    """density_j = share of the rows of the last `feature_sampling_window` optimizer steps in which latent j fired (all ranks).
+
+    Once per window, logged: sparsity/below_1e-5, sparsity/below_1e-6, sparsity/above_1e-2 and sparsity/above_1e-1 with their share of
+    L0, sparsity/mean_log10_feature_sparsity, and sparsity/mean_passes_since_fired = mean over latents of the rows since each last
+    fired. The histogram of log10(density + 1e-10) is <run>/plots/log_feature_density_histogram.png (of the latest window), and an
+    image in loggers that take images. A run shorter than a window is one window. Errors: InputError for a window below 1.
+    """
+
+    def __init__(self, feature_sampling_window: int = 1000):
+        if feature_sampling_window < 1:
+            raise InputError(f"callbacks.feature_density.feature_sampling_window is {feature_sampling_window}: give a positive number of steps")
+        self.window = feature_sampling_window
+        self.fires: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.steps = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+        if self.fires is not None and self.rows is not None:
+            self.fires, self.rows = self.fires.to(pl_module.device), self.rows.to(pl_module.device)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: SAEModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.sums:  # between optimizer steps only
+            return
+        sums = pl_module.step_sums
+        self.fires = sums["fires"].clone() if self.fires is None else self.fires + sums["fires"]
+        self.rows = sums["rows"].clone() if self.rows is None else self.rows + sums["rows"]
+        self.steps += 1
+        if self.steps == self.window:
+            self._log(trainer, pl_module)
+            self.fires, self.rows, self.steps = None, None, 0
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+        if self.steps and self.steps == trainer.global_step:
+            self._log(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fires": self.fires, "rows": self.rows, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.fires, self.rows, self.steps = state_dict["fires"], state_dict["rows"], state_dict["steps"]
+
+    def _log(self, trainer: L.Trainer, module: SAEModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert self.fires is not None and self.rows is not None
+        density = self.fires.double() / self.rows
+        numbers = {f"sparsity/{name}": float(value) for name, value in density_numbers(density).items()}
+        numbers["sparsity/mean_passes_since_fired"] = float(module.sae.dictionary.rows_since_fired.double().mean())
+        picture = Path(trainer.default_root_dir) / f"{PLOT}.png"
+        draw(density.cpu(), picture)
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+            log_image(logger, PLOT, picture, trainer.global_step)
+
+
+def draw(density: Tensor, path: Path) -> None:
+    """Writes the histogram of log10(density + 1e-10) as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.hist((density + 1e-10).log10().numpy(), bins=100, range=(-10, 0))
+    axes.set(xlabel="log10(density + 1e-10)", ylabel="latents", yscale="log", title=f"{len(density)} latents, {int((density == 0).sum())} silent")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def log_image(logger: Logger, name: str, path: Path, step: int) -> None:
+    """Hands a PNG to a logger that takes images; nothing happens with others."""
+    if isinstance(logger, TensorBoardLogger):
+        from matplotlib.image import imread
+
+        logger.experiment.add_image(name, imread(path), step, dataformats="HWC")
+    elif hasattr(logger, "log_image"):
+        logger.log_image(key=name, images=[str(path)], step=step)  # type: ignore[attr-defined]

@@ -1,0 +1,91 @@
+"""Curves in a file that anything can read."""
+
+import csv
+import io
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from sae_lightning.errors import InputError
+from sae_lightning.files import is_disk_full, write_text
+
+HEADER = ["step", "metric", "value"]
+
+
+class CSV(Logger):
+    """One line `step,metric,value` for each number logged: a tidy table, whatever is logged when.
+
+    The file only grows. Lines wait in memory until `save`, which is called with each checkpoint and each validation. A run that goes
+    on where another one stopped appends to its file: when it first logs, at step n, the lines of step n and beyond are dropped, which
+    that other run wrote after the checkpoint. Errors: InputError when the disk is full.
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = Path(path)
+        self.waiting: list[list[Any]] = []
+        self.started = False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a run's settings are in its .hydra folder."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        assert step is not None
+        if not self.started:
+            self._start(step)
+        # Lightning adds `epoch` to what it logs by itself: one epoch is the whole run.
+        self.waiting += [[step, name, float(value)] for name, value in metrics.items() if name != "epoch"]
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Appends what waits, and makes it survive a power cut."""
+        if not self.waiting:
+            return
+        try:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                file.write(_lines(self.waiting))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if is_disk_full(error):
+                raise InputError(f"the disk is full while writing {self.path}: free some space and start again") from error
+            raise
+        self.waiting = []
+
+    def _start(self, step: int) -> None:
+        """Leaves the header and the whole lines of earlier steps."""
+        self.started = True
+        before = self.path.read_bytes().decode("utf-8", "replace") if self.path.exists() else ""
+        kept = _lines([HEADER]) + "".join(line for line in before.splitlines(keepends=True) if _is_earlier(line, step))
+        if kept != before:
+            write_text(self.path, kept)
+
+
+def _lines(rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _is_earlier(line: str, step: int) -> bool:
+    fields = next(csv.reader([line]), [])
+    return line.endswith("\n") and len(fields) == len(HEADER) and fields[0].isdecimal() and int(fields[0]) < step
