@@ -3,7 +3,6 @@
 VENV := .venv
 TORCH ?= torch
 TEST_ARGS ?=
-DEMO_ARGS ?=
 
 # The first Python 3.11 to 3.13 on the PATH that can make a virtual environment.
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -19,7 +18,7 @@ RUN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## train on synthetic rows and check that their true directions were found
-	$(RUN) .ci/demo.py $(DEMO_ARGS)
+	$(RUN) .ci/demo.py
 
 test: $(STAMP)  ## the whole test suite (TEST_ARGS="-k topk" for a part of it)
 	$(RUN) -m pytest -n 2 --dist loadfile --durations=30 $(TEST_ARGS)
@@ -30,7 +29,7 @@ lint: $(STAMP)  ## style and types
 	$(RUN) -m basedpyright
 
 bench: $(STAMP)  ## the benchmarks: ratios to what each of them names
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(RUN) $$script; done
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(RUN) $$script; done
 
 install: $(STAMP)  ## only .venv
 

@@ -12,7 +12,7 @@ WANTED = 0.9
 
 def main() -> int:
     began = time.time()
-    ended = subprocess.run([sys.executable, "train.py", f"paths.outputs={OUTPUTS}", *sys.argv[1:]], check=False)
+    ended = subprocess.run([sys.executable, "train.py", f"paths.outputs={OUTPUTS}"], check=False)
     seconds = time.time() - began
     if ended.returncode:
         return ended.returncode
@@ -21,7 +21,8 @@ def main() -> int:
         print(f"the run left {len(written)} scores.json under {OUTPUTS}, not one", file=sys.stderr)
         return 1
     recovery = json.loads(written[0].read_text(encoding="utf-8"))["sae"]["recovery"]
-    print(f"run     {written[0].parent}\nscores  {written[0]}\nseconds {seconds:.0f}\nrecovery {recovery:.3f} of the true directions (at least {WANTED})")
+    print(f"run       {written[0].parent}\nscores    {written[0]}\nseconds   {seconds:.0f}")
+    print(f"recovery  {recovery:.3f} of the true directions; wanted: {WANTED}")
     return 0 if recovery >= WANTED else 1
 
 

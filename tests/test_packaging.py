@@ -187,6 +187,34 @@ def test_make_installs_again_when_what_is_installed_changes(checkout: Path, file
     assert ("pip install" in make(checkout, *dry).stdout) == installs
 
 
+@pytest.mark.parametrize(
+    ("train", "returncode", "said"),
+    [
+        ("write(0.97)", 0, "recovery  0.970"),
+        ("write(0.42)", 1, "recovery  0.420"),
+        ("pass", 1, "left 0 scores.json"),
+        ("write(0.97); sys.exit(3)", 3, ""),
+    ],
+)
+def test_demo_ends_well_only_when_the_directions_were_found(tmp_path: Path, train: str, returncode: int, said: str):
+    """`train.py` is played here: what a real one reaches is measured where it is trained."""
+    code = f"""
+import json, pathlib, sys
+def write(recovery):
+    run = pathlib.Path(sys.argv[1].removeprefix("paths.outputs=")) / "topk-k12" / "now"
+    run.mkdir(parents=True)
+    (run / "scores.json").write_text(json.dumps({{"sae": {{"recovery": recovery}}}}))
+{train}
+"""
+    (tmp_path / "train.py").write_text(code, encoding="utf-8")
+    old = tmp_path / "outputs" / "demo" / "earlier" / "scores.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}", encoding="utf-8")
+    os.utime(old, (0, 0))
+    result = subprocess.run([sys.executable, str(ROOT / ".ci" / "demo.py")], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, said in result.stdout + result.stderr) == (returncode, True), result
+
+
 # -- the suite's own rules ----------------------------------------------------------------------------------------------
 
 
