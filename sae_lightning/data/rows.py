@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from sae_lightning.data.batch import Batch, Shape
 from sae_lightning.errors import InputError
 
 PREFETCH = 2
+SCALES = ("unit", "sqrt_d", "none")
 
 
 class RowsDataModule(L.LightningDataModule, abc.ABC):
@@ -33,11 +35,13 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
     """The `Transformer` that the rows come from, where there is one."""
     hook: str = ""
 
-    def __init__(self, batch_size: int):
+    def __init__(self, batch_size: int, scale: str = "unit"):
         super().__init__()
         if batch_size < 1:
             raise InputError(f"data.batch_size is {batch_size}: give a positive number of rows")
-        self.batch_size = batch_size
+        if scale not in SCALES:
+            raise InputError(f"data.scale is {scale!r}: choose one of {', '.join(SCALES)}")
+        self.batch_size, self.scale_mode = batch_size, scale
         self.batches_trained = 0
 
     # -- what a source says -----------------------------------------------------------------------------------------
@@ -89,6 +93,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.batches_trained = state_dict["batches_trained"]
+
+
+def scale_of(mean_square_norm: float, d: int, mode: str) -> float:
+    """What rows of width d are divided by: `unit` makes E‖x‖² = 1, `sqrt_d` makes it d, `none` leaves them (definitions §1)."""
+    return {"unit": math.sqrt(mean_square_norm), "sqrt_d": math.sqrt(mean_square_norm / d), "none": 1.0}[mode] or 1.0
 
 
 class _Batches(IterableDataset):

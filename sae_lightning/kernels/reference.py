@@ -45,10 +45,10 @@ def weighted_sum(weights: Float[Tensor, " n"], index: Int[Tensor, " n"], table: 
 
 
 def products(a: Float[Tensor, "batch d"], W: Float[Tensor, "d_sae d"], entries: Entries) -> Float[Tensor, " n"]:
-    """⟨a[row], W[latent]⟩ at every entry; blockwise, so that no [n, d] array is held at once."""
-    block = max(1, (1 << 22) // max(1, a.shape[1]))
-    parts = [(a[r] * W[j]).sum(1) for r, j in zip(entries.rows.split(block), entries.latents.split(block), strict=True)]
-    return torch.cat(parts) if parts else a.new_zeros(0)
+    """⟨a[row], W[latent]⟩ at every entry: the gradient that a weighted sum hands to its weights."""
+    if len(entries.rows) == 0:
+        return a.new_zeros(0)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, W, entries.latents, entries.offsets, entries.rows, 0)
 
 
 def sum_per_latent(values: Float[Tensor, " n"], entries: Entries) -> Float[Tensor, " d_sae"]:

@@ -1,0 +1,172 @@
+"""The one LightningModule. It knows the interface `SAE`, and no architecture."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+
+from sae_lightning.data.batch import Batch
+from sae_lightning.data.rows import RowsDataModule
+from sae_lightning.errors import InputError
+from sae_lightning.inference import InferenceSAE
+from sae_lightning.models.base import SAE, Step
+from sae_lightning.ranks import sum_over_ranks_
+
+SAMPLE_ROWS = 65536
+"""Rows that the decoder's bias starts from, and at least what calibration sees."""
+
+
+class SAEModule(L.LightningModule):
+    """Trains any SAE: scales rows, sums the named losses, and adds up what `after_step_` needs.
+
+    Inside, rows are divided by the scale that the data gives (so that E‖x‖² = 1); the batches, Steps and SAEs that leave it are raw.
+    `optimizer`: parameter groups → Optimizer; `scheduler`: (optimizer, steps of the run) → LRScheduler; `metrics`: update(batch, step);
+    `compile`: the architecture's step through torch.compile.
+
+    For callbacks: `sums` is empty exactly between optimizer steps; `step_sums` holds those of the last finished one (over all ranks);
+    `last` is (batch, Step) of the last training batch of a step that is logged, None after any other.
+    """
+
+    s_in: Tensor
+    s_out: Tensor
+
+    def __init__(self, sae: SAE, optimizer: Callable[..., Optimizer], metrics: MetricCollection,
+                 scheduler: Callable[[Optimizer, int], LRScheduler] | None = None, compile: bool = False):  # fmt: skip
+        super().__init__()
+        self.sae, self.make_optimizer, self.make_scheduler = sae, optimizer, scheduler
+        self.metrics, self.train_metrics = metrics, metrics.clone()
+        self.compiled: Callable[..., Step] = torch.compile(sae.step) if compile else sae.step
+        self.register_buffer("s_in", torch.ones(sae.dictionary.shape.d_in))
+        self.register_buffer("s_out", torch.ones(sae.dictionary.shape.d_out))
+        self.sums: dict[str, Tensor] = {}
+        self.step_sums: dict[str, Tensor] = {}
+        self.validation_sums: dict[str, Tensor] = {}
+        self.last: tuple[Batch, Step] | None = None
+
+    @property
+    def rows(self) -> RowsDataModule:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Starts from the data. A checkpoint, where there is one, is read after this and overwrites all of it."""
+        if stage != "fit":
+            return
+        self.to(self.trainer.strategy.root_device)
+        for own, scale in zip((self.s_in, self.s_out), self.rows.scale, strict=True):
+            own.copy_(scale)
+        steps, per_step = self.trainer.max_steps, self.rows.batch_size * self.trainer.accumulate_grad_batches
+        self.sae.dictionary.begin_(steps * per_step, per_step)
+        self.sae.begin_(steps)
+        sample = self.rows.sample(max(SAMPLE_ROWS, self.sae.calibration_rows()), seed=0)
+        x, y = self.scaled(Batch(*(rows.to(self.device) for rows in sample)))
+        self.sae.dictionary.initialise_(y[:SAMPLE_ROWS])
+        self.sae.calibrate_(x)
+
+    def configure_optimizers(self) -> Any:
+        decayed = self.sae.dictionary.decayed()
+        ids = {id(parameter) for parameter in decayed}
+        others = [parameter for parameter in self.sae.parameters() if id(parameter) not in ids]
+        optimizer = self.make_optimizer([{"params": decayed}, {"params": others, "weight_decay": 0.0}])
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer, self.trainer.max_steps), "interval": "step"}}
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        self.rows.batches_trained += 1
+        step = self.compiled(*self.scaled(batch))
+        self._add(step)
+        self.last = (batch, self.raw(_detached(step))) if self.is_log_step else None
+        return step.loss
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether the optimizer step at work (or, in hooks after it, the one just done) is one that is logged."""
+        done = self.trainer.global_step + (1 if self.sums else 0)
+        return done % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.sae.dictionary.before_step_()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.step_sums, self.sums = sum_over_ranks_(self.sums), {}
+        self.sae.dictionary.after_step_(self.step_sums["fires"], self.step_sums["rows"])
+        self.sae.after_step_(self.step_sums)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        if self.last is not None and not self.sums:
+            self._log_training(*self.last)
+
+    @torch.no_grad()
+    def _log_training(self, batch: Batch, step: Step) -> None:
+        self.train_metrics.update(batch, step)
+        values = _named("train/", step, float(step.loss)) | {f"train/{name}": float(value) for name, value in self.train_metrics.compute().items()}
+        self.train_metrics.reset()
+        group = type(self.sae).__module__.rsplit(".", 1)[-1]
+        values |= {f"{group}/{name}": float(number) for name, number in self.sae.numbers().items()}
+        values |= {"train/dead": float(self.sae.dictionary.dead.sum()), "details/rows": float(self.rows.batches_trained * self.rows.batch_size)}
+        values["train/dead_pct"] = 100 * values["train/dead"] / self.sae.dictionary.d_sae
+        values["train/alive"] = self.sae.dictionary.d_sae - values["train/dead"]
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
+        if values["train/loss"] != values["train/loss"]:
+            raise InputError(f"the loss is not a number at step {self.trainer.global_step}: lower optimizer.lr, or look for NaN in the rows")
+
+    # -- validation -------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        step = self.sae.step(*self.scaled(batch))
+        rows = torch.tensor(float(len(batch.y)), dtype=torch.float64, device=self.device)
+        terms = {f"loss/{name}": term.weight * term.value for name, term in step.losses.items()} | {"loss": step.loss}
+        terms |= {name: term.value for name, term in step.losses.items()}
+        for name, value in {name: value.detach() * rows for name, value in terms.items()} .items():
+            self.validation_sums[name] = self.validation_sums.get(name, 0) + value
+        self.validation_sums["rows"] = self.validation_sums.get("rows", 0) + rows
+        self.metrics.update(batch, self.raw(step))
+
+    def on_validation_epoch_end(self) -> None:
+        sums, self.validation_sums = sum_over_ranks_(self.validation_sums), {}
+        rows = sums.pop("rows")
+        values = {f"val/{name}": total / rows for name, total in sums.items()}
+        values |= {f"val/{name}": value for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        self.log_dict({name: value.float() for name, value in values.items()})
+
+    # -- scales -----------------------------------------------------------------------------------------------------
+
+    def inference(self) -> InferenceSAE:
+        """The SAE as it would be exported now: raw space, no gradient."""
+        return self.sae.to_inference().rescaled(self.s_in, self.s_out)
+
+    def scaled(self, batch: Batch) -> Batch:
+        x = batch.x / self.s_in
+        return Batch(x, x if batch.y is batch.x else batch.y / self.s_out)
+
+    def raw(self, step: Step) -> Step:
+        latents = step.latents.with_values(step.latents.values * self.s_in[0])
+        return step._replace(latents=latents, reconstruction=step.reconstruction * self.s_out)
+
+    @torch.no_grad()
+    def _add(self, step: Step) -> None:
+        rows = torch.tensor(len(step.reconstruction), device=self.device)
+        for name, value in {"rows": rows, "fires": step.latents.fires(), **step.sums}.items():
+            self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
+
+
+def _detached(step: Step) -> Step:
+    losses = {name: term._replace(value=term.value.detach()) for name, term in step.losses.items()}
+    return step._replace(latents=step.latents.with_values(step.latents.values.detach()), reconstruction=step.reconstruction.detach(), losses=losses)
+
+
+def _named(prefix: str, step: Step, loss: float) -> dict[str, float]:
+    """Every term of a loss twice: plain as <prefix><term>, weighted as loss/<term>."""
+    plain = {prefix + name: float(term.value) for name, term in step.losses.items()}
+    return {prefix + "loss": loss} | plain | {f"loss/{name}": float(term.weight * term.value) for name, term in step.losses.items()}
