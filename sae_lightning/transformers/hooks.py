@@ -117,14 +117,11 @@ def _attach(module: nn.Module, hook: str, function: Callable[[Tensor], Tensor | 
 
 
 def _checked(hook: str, activation: Any, input_ids: Tensor) -> Tensor:
-    if (
-        isinstance(activation, Tensor)
-        and activation.ndim == 3
-        and activation.shape[:2] == input_ids.shape
-        and activation.is_floating_point()
-    ):
+    is_rows = isinstance(activation, Tensor) and activation.ndim == 3 and activation.is_floating_point()
+    if is_rows and activation.shape[:2] == input_ids.shape:
         return activation
     what = list(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
     raise InputError(
-        f"hook point '{hook}' gives {what}, not a row for each token [batch, context, d]: choose the output of a layer, an MLP or an attention block"
+        f"hook point '{hook}' gives {what}, not a row for each token [batch, context, d]:"
+        " choose the output of a layer, of an MLP or of an attention block"
     )

@@ -33,14 +33,15 @@ class HuggingFace(Transformer):
 
     def __init__(self, name: str, hooks: list[str], revision: str | None = None, dtype: str = "float32", trust_remote_code: bool = False):
         super().__init__(hooks, dtype)
-        self.path = str(Path(name).expanduser()) if is_local(name) else name
-        self.name = (Path(self.path).resolve() if is_local(name) else Path(name)).name.lower()
+        self.local = is_local(name)
+        self.path = str(Path(name).expanduser().resolve()) if self.local else name
+        self.name = Path(self.path).name.lower()
         self.revision = revision
         self.trust_remote_code = trust_remote_code
 
     def identity(self) -> dict[str, Any]:
         """A hub model is its id and commit; a folder is its files, wherever it lies. Errors: InputError, as `config`."""
-        if not is_local(self.path):
+        if not self.local:
             return {"loader": "huggingface", "name": self.path, "commit": getattr(self.config(), "_commit_hash", None), "dtype": self.dtype}
         self.config()
         files = sorted(file for file in Path(self.path).iterdir() if file.suffix in DETERMINING and file.name not in IRRELEVANT)
@@ -89,20 +90,19 @@ class HuggingFace(Transformer):
 
     def _where(self) -> dict[str, Any]:
         where: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        return where if is_local(self.path) else where | {"local_files_only": not reachable()}
+        return where if self.local else where | {"local_files_only": not reachable()}
 
     @contextlib.contextmanager
     def _one_line(self, what: str) -> Iterator[None]:
         """Turns what transformers raises into one line, and asks about the network before transformers does."""
-        local = is_local(self.path)
-        if local and not Path(self.path, "config.json").is_file():
+        if self.local and not Path(self.path, "config.json").is_file():
             raise InputError(
                 f"no transformer in folder '{self.path}': it has no config.json; set data.transformer.name to a folder or a hub id"
             )
         try:
             yield
         except Exception as error:  # of any of half a dozen libraries
-            if not local and not reachable():
+            if not self.local and not reachable():
                 raise InputError(
                     f"the hub cannot be reached for the {what} of transformer '{self.path}', and its cache does not hold it:"
                     " connect to the network, or set data.transformer.name to a local folder"

