@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,21 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lightning.data.batch import Batch, Shape
+from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.data.shuffle import ShuffledRows, Split, split
-from sae_lightning.data.store import Store, check_hook
+from sae_lightning.data.store import ExistingStore, Store, check_hook
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
-
-
-class Source(Protocol):
-    """Where a store comes from: `Harvest`, `ExistingStore`."""
-
-    path: Path
-
-    def widths(self) -> dict[str, int]: ...
-
-    def ensure(self) -> Store: ...
 
 
 class ActivationDataModule(RowsDataModule):
@@ -41,7 +31,7 @@ class ActivationDataModule(RowsDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: Harvest | ExistingStore,
         hook: str,
         batch_size: int,
         validation_rows: int | None = None,

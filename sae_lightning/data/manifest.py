@@ -96,8 +96,9 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has schema version {schema}, this package reads {SCHEMA}: use the version of sae_lightning that wrote it"
         )
     try:
-        shards = [Shard(**shard | {"counts": Counts(**shard["counts"])}) for shard in content["shards"]]
-        return Manifest(**{key: value for key, value in content.items() if key != "counts"} | {"shards": shards})
+        shards = [Shard(**shard | {"counts": Counts(**shard["counts"])}) for shard in content.pop("shards")]
+        del content["counts"]  # their total is for other readers
+        return Manifest(**content, shards=shards)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: delete the folder {folder}, the next run harvests it again") from error
 

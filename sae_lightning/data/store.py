@@ -166,7 +166,7 @@ def verify(folder: Path, manifest: Manifest, may_be_missing: bool = False) -> No
 
     Errors: InputError, which names the file. With `may_be_missing`, missing files are none.
     """
-    files = [(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
+    files: list[tuple[str, int | None, str]] = [(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
     if manifest.statistics_sha256 is not None:
         files.append((STATISTICS, None, manifest.statistics_sha256))
     stamps = read_stamps(folder)

@@ -57,11 +57,11 @@ class TinyLlama(Transformer):
         self.loads += 1
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = LlamaForCausalLM(self.config()).to(device).eval().requires_grad_(False)
+            model = LlamaForCausalLM(self.config()).eval().requires_grad_(False)
         if self.spoilt:
             model.model.embed_tokens.weight[NAN] = float("nan")
             model.model.embed_tokens.weight[LOUD] *= 1e8
-        return model
+        return nn.Module.to(model, device)
 
 
 class RandomText(Text):
