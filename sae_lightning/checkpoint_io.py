@@ -1,6 +1,7 @@
 """How a checkpoint gets to the disk and back."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ class AtomicCheckpointIO(CheckpointIO):
         if not Path(path).is_file():
             raise InputError(f"there is no checkpoint at {path}: give a run that got as far as its first checkpoint")
         try:
+            if not zipfile.is_zipfile(path):
+                raise RuntimeError("it is cut short, or something else")
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except (RuntimeError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).split("\n")[0].strip()[:200]
             raise InputError(f"{path} cannot be read as a checkpoint ({reason}): delete it, and resume from another one or start again") from error
 
