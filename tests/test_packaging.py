@@ -23,9 +23,9 @@ LINES = [line.split("==") for line in (ROOT / "constraints.txt").read_text(encod
 PINS: dict[str, str] = {canonicalize_name(name): version for name, version in LINES}
 PACKAGE = sorted((ROOT / "sae_lightning").rglob("*.py"))
 # These take a second or more: a function that needs one imports it.
-HEAVY = {"transformers", "datasets", "matplotlib", "gguf", "wandb", "tensorboard"}
+HEAVY = {"transformers", "tokenizers", "datasets", "pyarrow", "matplotlib", "gguf", "wandb", "tensorboard", "optuna"}
 # What computes knows nothing of what trains, configures and logs.
-PURE = ["latents.py", "inference.py", "load.py", "kernels", "models"]
+PURE = tuple(f"sae_lightning.{name}" for name in ("latents", "inference", "load", "kernels", "models"))
 FRAMEWORKS = {"lightning", "hydra", "omegaconf", "wandb"}
 
 
@@ -34,26 +34,23 @@ def names(requirements: list[Requirement]) -> set[str]:
 
 
 def imports(node: ast.AST, at_once: bool = True) -> Iterator[tuple[str, bool]]:
-    """Top-level module names that a piece of code imports, and whether the import happens when the module is imported."""
+    """Names of modules that a piece of code imports, and whether that happens as soon as the code itself is imported."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
-            yield from ((alias.name.split(".")[0], at_once) for alias in child.names)
+            yield from ((alias.name, at_once) for alias in child.names)
         elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
-            yield child.module.split(".")[0], at_once
+            yield child.module, at_once
+            yield from ((f"{child.module}.{alias.name}", at_once) for alias in child.names)
         else:
-            is_later = isinstance(child, ast.FunctionDef | ast.Lambda) or (
-                isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-            )
-            yield from imports(child, at_once and not is_later)
+            is_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from imports(child, at_once and not is_for_types and not isinstance(child, ast.FunctionDef | ast.Lambda))
 
 
-def imports_of(path: Path) -> set[tuple[str, bool]]:
-    found = set(imports(ast.parse(path.read_text(encoding="utf-8"))))
-    return {
-        (name, at_once)
-        for name, at_once in found
-        if name not in sys.stdlib_module_names and name not in ("sae_lightning", "tests", "__future__")
-    }
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+IMPORTS = {module_name(path): set(imports(ast.parse(path.read_text(encoding="utf-8")))) for path in PACKAGE}
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +59,24 @@ def distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_are_declared_and_light(path: Path, distributions: Mapping[str, list[str]]):
-    everything = names(CORE).union(*(names(requirements) for requirements in EXTRAS.values()))
-    for module, at_once in imports_of(path):
-        homes = {canonicalize_name(name) for name in distributions.get(module, [module])}
-        assert homes & (names(CORE) if at_once else everything), f"{path.name} imports {module}: declare it, or import it where it is used"
-        assert not (at_once and module in HEAVY), f"{path.name} imports {module} at once: import it in the function that needs it"
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imports_are_declared(name: str, distributions: Mapping[str, list[str]]):
+    declared = names(CORE).union(*(names(requirements) for requirements in EXTRAS.values()))
+    for module in {module.split(".")[0] for module, _ in IMPORTS[name]} - set(sys.stdlib_module_names) - {"sae_lightning"}:
+        assert declared & {canonicalize_name(home) for home in distributions.get(module, [module])}, f"{name} imports {module}, undeclared"
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_importing_a_module_imports_nothing_heavy(name: str):
+    """A module that has to (it derives from a class of transformers, say) is itself imported where it is used, and nowhere else."""
+    heavy = HEAVY | {name for name, found in IMPORTS.items() if any(at_once and module.split(".")[0] in HEAVY for module, at_once in found)}
+    if name not in heavy:
+        assert not {module for module, at_once in IMPORTS[name] if at_once and (module in heavy or module.split(".")[0] in heavy)}
 
 
 def test_what_computes_imports_no_framework():
-    modules = []
-    for name in PURE:
-        path = ROOT / "sae_lightning" / name
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            modules.append(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    modules = [name for name in IMPORTS if name.startswith(PURE)]
+    assert {pure for pure in PURE if not any(name.startswith(pure) for name in modules)} == set()
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint(sorted({FRAMEWORKS} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
 
