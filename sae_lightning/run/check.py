@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from sae_lightning.errors import InputError
@@ -61,8 +61,8 @@ def _check_node(node: DictConfig, defaults: DictConfig | None, path: str) -> Non
 
 def _check_plain(value: Any, defaults: DictConfig, key: str, path: str) -> None:
     """A value outside any `_target_`, which is of its default's kind or nobody's business."""
-    if key not in defaults:
-        raise InputError(f"{path}: nothing reads such a key{did_you_mean(key, map(str, defaults))}")
+    if key not in defaults.keys():  # a missing value is not `in` a DictConfig
+        raise InputError(f"{path}: nothing reads such a key{did_you_mean(key, (str(k) for k in defaults if k != 'hydra'))}")
     default = _plain(_default(defaults, key))
     if not _is_object(defaults._get_node(key)) and not like(default, _plain(value)):
         raise InputError(f"{path} must be {kind(default)}, got {_shown(value)}")
@@ -98,7 +98,7 @@ def _target(node: DictConfig, path: str) -> Signature:
             raise InputError(f"{where} names {target}, which does not exist: correct the yaml that says so")
         return found
     if module not in ALLOWED or not name.isidentifier():
-        raise InputError(f"{where} is {target}, and only classes of sae_lightning (and of {', '.join(ALLOWED)}) are made from a configuration")
+        raise InputError(f"{where} is {target}: a configuration makes only classes of sae_lightning, lightning, torch.optim and torchmetrics")
     found = signature(str(target))
     if found is None:
         raise InputError(f"{where} names {target}, which {module} does not define{_similar(module, name)}")
@@ -138,27 +138,23 @@ _LATER = object()
 
 
 def _value(node: DictConfig, key: Any, path: str) -> Any:
-    """A value with its interpolations resolved; `_LATER` for what only Hydra knows, while a job runs."""
-    raw = node._get_node(key)
-    text = str(raw._value()) if raw is not None else ""
+    """A value with its interpolations resolved; `_LATER` for one that needs a running job, where there is none."""
     try:
         return node[key]
     except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
-        if "${hydra:" in text:
-            return _LATER
         raise InputError(f"{path} must be given: add {path}=…") from error
-    except InputError:
-        raise
     except OmegaConfBaseException as error:
-        if "hydra" in text:
+        if "HydraConfig was not set" in str(error):
             return _LATER
+        raw = node._get_node(key)
+        text = raw._value() if isinstance(raw, Node) else raw
         raise InputError(f"{path} is {text}, which cannot be resolved: {str(error).splitlines()[0]}") from error
 
 
 def _default(defaults: DictConfig | None, key: Any) -> Any:
     """None where there is no default to compare with."""
     try:
-        return None if defaults is None or key not in defaults else defaults[key]
+        return None if defaults is None else defaults.get(key)
     except (OmegaConfBaseException, InputError):
         return None
 

@@ -2,8 +2,9 @@
 
 import argparse
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
@@ -11,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.check import SHARDED, check
-from sae_lightning.run.composer import Composer, holds, leaves, one_line, parsed
-from sae_lightning.run.suggest import did_you_mean, nearest
+from sae_lightning.run.composer import Composer, as_if_running, holds, leaves, one_line, parsed
+from sae_lightning.run.suggest import cost, did_you_mean, nearest
 
 MOST_COMBINATIONS = 64
 """Of the choices of a sweep, so many are composed in full; a larger sweep has each choice composed once."""
@@ -53,34 +54,62 @@ def validate(composer: Composer, words: Sequence[str], multirun: bool = False) -
     """The configuration of these words (of a sweep: of its first job). Errors: InputError, naming the word and the nearest valid one."""
     overrides = [parsed(word) for word in words]
     multirun = multirun or any(o.key_or_group == "hydra.mode" and str(o.value()).upper() == "MULTIRUN" for o in overrides)
-    if not multirun:
-        for override in overrides:
-            if override.is_sweep_override():
-                raise InputError(f"{override.input_line}: several values are a sweep: add -m (or write a list as key=[a,b])")
-        return _validate_job(composer, overrides)
-    first = [[parsed(word) for word in _choices(o)[:1]] if o.is_sweep_override() else [o] for o in overrides]
-    sweeper = _validate_job(composer, [o for group in first for o in group]).hydra.get("sweeper") or {}
-    overrides += [parsed(f"{key}={value}") for key, value in (sweeper.get("params") or {}).items()]
-    configs = [_validate_job(composer, job) for job in _jobs(composer, overrides)]
-    for cfg in configs:
-        _refuse_ddp(cfg)
-    return configs[0]
+    if multirun:
+        return _validate_sweep(composer, overrides)
+    for override in overrides:
+        if override.is_sweep_override():
+            raise InputError(f"{override.input_line}: several values are a sweep: add -m (or write a list as key=[a,b])")
+    return _validate_job(composer, overrides)[0]
 
 
-def _validate_job(composer: Composer, overrides: Sequence[Override]) -> DictConfig:
+def _validate_job(composer: Composer, overrides: Sequence[Override]) -> tuple[DictConfig, DictConfig]:
+    """The configuration, and that of its choices alone."""
     choices = [o for o in overrides if _is_choice(composer, o)]
     values = [o for o in overrides if o not in choices]
     for override in choices:
         _check_choice(composer, override)
-    defaults = _compose(composer, choices)
+    try:
+        defaults = _compose(composer, choices)
+    except InputError:
+        for override in choices:
+            _check_place(composer, override, choices)
+        raise
     for override in values:
         _check_key(composer, defaults, override)
     cfg = _compose(composer, overrides) if values else defaults
-    for override in values:
-        if override.is_delete() and "." not in override.key_or_group:
-            raise InputError(f"~{override.key_or_group}: every key at the top is needed; set it to another value")
-    check(cfg, defaults)
-    return cfg
+    with as_if_running(cfg):
+        check(cfg, defaults)
+    return cfg, defaults
+
+
+def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig:
+    """Every choice of every group, combined, since a key exists for one option and not for another; every value once with each."""
+    first = [_alternatives(composer, o)[0] for o in overrides]
+    whole, _ = _validate_job(composer, first)
+    params = (whole.hydra.get("sweeper") or {}).get("params") or {}
+    overrides = overrides + [parsed(f"{key}={value}") for key, value in params.items()]
+    alternatives = [_alternatives(composer, o) for o in overrides]
+    is_choice = [_is_choice(composer, o) for o in overrides]
+    for job in _combined([a if choice else a[:1] for a, choice in zip(alternatives, is_choice, strict=True)]):
+        cfg, defaults = _validate_job(composer, job)
+        _refuse_ddp(cfg)
+        for i, override in enumerate(overrides):
+            for other in () if is_choice[i] else alternatives[i][1:]:
+                changed = OmegaConf.merge(cfg)  # a copy
+                OmegaConf.update(changed, override.key_or_group, other.value(), force_add=True)
+                with as_if_running(changed):
+                    check(changed, defaults)
+    return whole
+
+
+def _combined(alternatives: list[list[Override]]) -> Iterator[list[Override]]:
+    if math.prod(map(len, alternatives)) <= MOST_COMBINATIONS:
+        yield from map(list, itertools.product(*alternatives))
+        return
+    first = [one[0] for one in alternatives]
+    yield first
+    for i, one in enumerate(alternatives):
+        yield from ([*first[:i], other, *first[i + 1 :]] for other in one[1:])
 
 
 def _compose(composer: Composer, overrides: Sequence[Override]) -> DictConfig:
@@ -113,59 +142,69 @@ def _check_choice(composer: Composer, override: Override) -> None:
         raise InputError(f"{line}: {group} has no option {str(name)!r}{near}")
 
 
+def _check_place(composer: Composer, override: Override, choices: Sequence[Override]) -> None:
+    """A group inside another (`data/transformer`) is there only with some of the other's options."""
+    above, _, name = override.key_or_group.rpartition("/")
+    chosen = [str(o.value()) for o in choices if o.key_or_group == above]
+    owners = [option for option in composer.groups.get(above, []) if name in {g.rpartition("/")[2] for g in composer.option(above, option)[1]}]
+    if above and owners and (not chosen or chosen[-1] not in owners):
+        have = f"{above}={chosen[-1]}" if chosen else f"the default of {above}"
+        raise InputError(f"{override.input_line}: {have} has no {name}; add one of {', '.join(f'{above}={o}' for o in owners)}")
+
+
 def _check_key(composer: Composer, defaults: DictConfig, override: Override) -> None:
-    """`key=value`: is there such a key? One that is added needs a place to be added to."""
+    """`key=value`: is there such a key? What is added is left to `check`, which knows what it is added to."""
     key, line = override.key_or_group, override.input_line
-    if holds(defaults, key) or key.startswith(("hydra.job.env_set.", "hydra.callbacks.")):
+    is_top = "." not in key
+    if override.is_delete() and is_top:
+        raise InputError(f"{line}: every key at the top is needed; set it to another value")
+    if holds(defaults, key) or override.is_add() or override.is_force_add():
         return
-    if override.is_add() or override.is_force_add():
-        parent = key.rpartition(".")[0]
-        if parent == "" or holds(defaults, parent):
-            return  # what it is added to is asked by `check`
-    head, _, rest = key.partition(".")
-    owners = [option for option in composer.groups.get(head, []) if rest and rest.partition(".")[0] in composer.option(head, option)[0]]
-    chosen = defaults.hydra.runtime.choices.get(head)
-    if owners and chosen not in owners:
-        raise InputError(f"{line}: {head}={chosen} has no {rest!r}; it belongs to {' and '.join(f'{head}={o}' for o in owners)}")
-    names = [name for name in leaves(defaults) if name.startswith("hydra.") == key.startswith("hydra.")]
-    names += [] if rest else list(composer.groups)
-    near = nearest(key, names)
-    shown = "" if near is None else f"; did you mean {near}=…?"
-    siblings = OmegaConf.select(defaults, key.rpartition(".")[0], throw_on_missing=False) if rest else None
-    known = f" ({head} has: {', '.join(map(str, siblings))})" if OmegaConf.is_dict(siblings) and len(siblings) <= 20 else ""
-    raise InputError(f"{line}: there is no key {key!r}{shown}{known}")
+    is_hydra = key.startswith("hydra.")
+    names = [name for name in leaves(defaults, inner=override.is_delete()) if name.startswith("hydra.") == is_hydra]
+    near = nearest(key, names + (list(composer.groups) if is_top else []))
+    value = "" if override.is_delete() else f"={_value_for(composer, near, override.get_value_string())}"
+    elsewhere = {} if is_hydra else _elsewhere(composer, key.rpartition(".")[0])
+    other = nearest(key, elsewhere)
+    if other is not None and (near is None or cost(key, other) < cost(key, near)):
+        raise InputError(f"{line}: there is no key {key!r} now; {other} belongs to {' and '.join(elsewhere[other])}")
+    shown = "" if near is None else f"; did you mean {near}{value}?"
+    siblings = None if is_top else OmegaConf.select(defaults, key.rpartition(".")[0], throw_on_missing=False)
+    known = [str(name) for name in siblings if not str(name).startswith("_")] if OmegaConf.is_dict(siblings) else []
+    listed = f" (one of: {', '.join(known)})" if 0 < len(known) <= 20 else ""
+    raise InputError(f"{line}: there is no key {key!r}{shown}{listed}")
 
 
-def _choices(override: Override) -> list[str]:
-    """The single words that a sweep stands for; of a range or an interval, its ends."""
+def _value_for(composer: Composer, name: str | None, value: str) -> str:
+    """What was typed, or the nearest option where the name is a group's."""
+    options = composer.groups.get(name or "", [value])
+    return value if value in options else nearest(value, options) or "…"
+
+
+def _elsewhere(composer: Composer, head: str) -> dict[str, list[str]]:
+    """Keys in the files of options, chosen or not: model.target_l0 → [model=lagrangian]. `head`: in this group only, if it is one."""
+    groups = [head] if head in composer.groups else [group for group in composer.groups if not group.startswith("hydra")]
+    owners: dict[str, list[str]] = {}
+    for group in groups:
+        for option in composer.groups[group]:
+            for name in composer.option(group, option)[0]:
+                owners.setdefault(f"{group.replace('/', '.')}.{name}", []).append(f"{group}={option}")
+    return owners
+
+
+def _alternatives(composer: Composer, override: Override) -> list[Override]:
+    """The single overrides that a sweep stands for (of a range or an interval, its ends); any other stands for itself."""
+    if not override.is_sweep_override():
+        return [override]
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
-        return [f"{key}={value.start}", f"{key}={value.end}"]
-    chosen = list(override.sweep_iterator(transformer=Transformer.encode))
-    if isinstance(value, RangeSweep):
-        chosen = [chosen[0], chosen[-1]] if chosen else []
+        chosen = [value.start, value.end]
+    else:
+        override.config_loader = composer.loader
+        chosen = list(override.sweep_iterator(transformer=Transformer.encode))
     if not chosen:
         raise InputError(f"{override.input_line}: this sweep has no values")
-    return [f"{key}={one}" for one in chosen]
-
-
-def _jobs(composer: Composer, overrides: Sequence[Override]) -> Iterator[list[Override]]:
-    """Every choice at least once. Choices of groups are combined, since a key exists for one option and not for another."""
-    swept: list[list[Override]] = []
-    for override in overrides:
-        override.config_loader = composer.loader
-        swept.append([parsed(word) for word in _choices(override)] if override.is_sweep_override() else [override])
-    combinations = 1
-    for alternatives in swept:
-        combinations *= len(alternatives)
-    if combinations <= MOST_COMBINATIONS:
-        yield from map(list, itertools.product(*swept))
-        return
-    first: list[Any] = [alternatives[0] for alternatives in swept]
-    yield first
-    for i, alternatives in enumerate(swept):
-        for alternative in alternatives[1:]:
-            yield [*first[:i], alternative, *first[i + 1 :]]
+    return [parsed(f"{key}={one}") for one in (chosen[:: max(1, len(chosen) - 1)] if isinstance(value, RangeSweep) else chosen)]
 
 
 def _refuse_ddp(cfg: DictConfig) -> None:

@@ -1,21 +1,26 @@
 """The configuration of a command line, composed by Hydra's own loader before anything runs."""
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import GroupDefault
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.folder import register_resolvers
@@ -24,10 +29,11 @@ from sae_lightning.run.folder import register_resolvers
 class Composer:
     """Groups, options and compositions of a configuration folder.
 
-    conf: the folder that holds `<config_name>.yaml`; extra: a folder searched before it (`--config-dir`).
+    conf: the folder that holds `<config_name>.yaml`; extra: a folder searched before it (`--config-dir`); words: the command line,
+    of which `hydra.searchpath=…` says where else groups are.
     """
 
-    def __init__(self, conf: Path, config_name: str, extra: Path | None = None):
+    def __init__(self, conf: Path, config_name: str, extra: Path | None = None, words: Sequence[str] = ()):
         setup_globals()
         register_resolvers()
         search_path = create_config_search_path(str(conf))
@@ -35,34 +41,61 @@ class Composer:
             search_path.prepend("command-line", f"file://{extra.resolve()}", SearchPathQuery(provider="schema"))
         self.config_name = config_name
         self.loader = ConfigLoaderImpl(search_path)
+        self.search = [word for word in words if word.startswith("hydra.searchpath=")]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The whole configuration, Hydra's own node included. Errors: InputError, for all that Hydra refuses."""
         try:
             return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
-        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        except YAMLError as error:
+            raise InputError(f"a yaml file cannot be read: {one_line(str(error))}") from error
+        except Exception as error:  # Hydra's loader has many, some of them its own mistakes, and all come from words and yamls
             cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-            raise InputError(one_line(str(cause))) from error
+            raise InputError(f"this cannot be composed: {one_line(str(cause))}") from error
 
     @functools.cached_property
     def groups(self) -> dict[str, list[str]]:
         """Every group, `data/transformer` and Hydra's own among them, and its options."""
-        return {group: self.loader.get_group_options(group, ObjectType.CONFIG) for group in self._groups("")}
+        return dict(self._groups(""))
 
-    def _groups(self, parent: str) -> Iterator[str]:
-        for name in self.loader.list_groups(parent):
+    def _groups(self, parent: str) -> Iterator[tuple[str, list[str]]]:
+        for name in self.files.get_group_options(parent, ObjectType.GROUP):
             group = f"{parent}/{name}" if parent else name
-            if self.loader.get_group_options(group, ObjectType.CONFIG):
-                yield group
+            options = self.files.get_group_options(group, ObjectType.CONFIG)
+            if options:
+                yield group, options
             yield from self._groups(group)
+
+    @functools.cached_property
+    def files(self) -> CachingConfigRepository:
+        """The yaml files. (`ConfigLoader`'s own listing copies all of them for every question, which takes a second.)"""
+        return self.loader._parse_overrides_and_create_caching_repo(self.config_name, self.search)[1]
 
     def option(self, group: str, name: str) -> tuple[set[str], set[str]]:
         """The keys that an option's own file writes, and the groups that its defaults list names."""
-        result = self.loader.repository.load_config(f"{group}/{name}")
+        try:
+            result = self.files.load_config(f"{group}/{name}")
+        except (YAMLError, OmegaConfBaseException, HydraException):  # not chosen, so it is not what is wrong now
+            return set(), set()
         if result is None or not isinstance(result.config, DictConfig):
             return set(), set()
-        named = {str(d.group) for d in result.defaults_list or [] if hasattr(d, "group")}
-        return {str(key) for key in result.config}, named
+        named = {str(d.group) for d in result.defaults_list or [] if isinstance(d, GroupDefault)}
+        return {str(key) for key in result.config if not str(key).startswith("_")}, named
+
+
+@contextlib.contextmanager
+def as_if_running(cfg: DictConfig) -> Iterator[None]:
+    """Inside, `${hydra:…}` resolves as in a job of this configuration."""
+    instance = HydraConfig.instance()
+    before = instance.cfg
+    with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
+        with contextlib.suppress(OmegaConfBaseException):  # `check` says which value is to blame
+            cfg.hydra.runtime.output_dir = str(cfg.hydra.run.dir)
+    instance.set_config(cfg)
+    try:
+        yield
+    finally:
+        instance.cfg = before
 
 
 def parsed(word: str) -> Override:
@@ -77,13 +110,14 @@ def parsed(word: str) -> Override:
         raise InputError(f"{word!r} cannot be read ({one_line(str(error))}){hint}") from error
 
 
-def leaves(node: Any, path: str = "") -> Iterator[str]:
-    """Every dotted key of a configuration, inner ones too."""
+def leaves(node: Any, path: str = "", inner: bool = False) -> Iterator[str]:
+    """Every dotted key that has a value; `inner`: those that have keys of their own, too. Not `_target_` and its like."""
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
         for key in node:
-            inner = f"{path}.{key}" if path else str(key)
-            yield inner
-            yield from leaves(node._get_node(key), inner)
+            below, at = node._get_node(key), f"{path}.{key}" if path else str(key)
+            if not str(key).startswith("_") and (inner or not (isinstance(below, DictConfig) and len(below))):
+                yield at
+            yield from leaves(below, at, inner)
 
 
 def holds(node: DictConfig, key: str) -> bool:

@@ -17,8 +17,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sae_lightning.errors import InputError
+from sae_lightning.run.check import check
 
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 SPARSITY = {"target_l0": "L0_", "k": "k", "sparsity": "l1_"}
@@ -41,8 +43,8 @@ def run_name(cfg: DictConfig) -> str:
     parts = [str(choices.get("model", "sae"))]
     if choices.get("dictionary", "autoencoder") != "autoencoder":
         parts.append(str(choices["dictionary"]))
-    model = cfg.get("model") or {}
-    parts += [f"{mark}{_short(model[key])}" for key, mark in SPARSITY.items() if model.get(key) is not None]
+    known = {mark: _select(cfg, f"model.{key}") for key, mark in SPARSITY.items()}
+    parts += [f"{mark}{_short(value)}" for mark, value in known.items() if value is not None]
     d_sae, factor = _select(cfg, "dictionary.d_sae"), _select(cfg, "dictionary.expansion_factor")
     d = _select(cfg, "data.d")
     if d_sae is None and isinstance(d, int) and isinstance(factor, int | float):
@@ -51,7 +53,7 @@ def run_name(cfg: DictConfig) -> str:
         parts.append(f"F{d_sae}")
     elif factor is not None:
         parts.append(f"x{_short(factor)}")
-    if cfg.get("seed") is not None:
+    if _select(cfg, "seed") is not None:
         parts.append(f"s{cfg.seed}")
     return "-".join(part.replace("/", "_").replace("=", "_") for part in parts)
 
@@ -98,6 +100,22 @@ def rank(environment: Mapping[str, str] = os.environ) -> int:
 
 def log_file(folder: str, rank: int) -> str:
     return str(Path(folder) / ("training.log" if rank == 0 else f"training.rank{rank}.log"))
+
+
+def recorded_config(folder: str | Path) -> DictConfig:
+    """What a run was made from. Errors: InputError where `folder` is no run, or its record names a `_target_` that is not allowed."""
+    path = Path(folder) / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder} is not the folder of a run: there is no {path}")
+    register_resolvers()
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(cfg, DictConfig):
+        raise InputError(f"{path} holds no configuration")
+    check(cfg)
+    return cfg
 
 
 def existing(path: Path) -> Path:

@@ -36,7 +36,7 @@ def words(annotation: Annotation, module: str, depth: int = 0) -> str:
         case ast.Constant(value=None):
             return "null"
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-            return " or ".join(dict.fromkeys(w for side in (left, right) if (w := words(side, module, depth))))
+            return _or([words(side, module, depth) for side in (left, right)])
         case ast.Subscript(value=of, slice=inner):
             items = _items(inner)
             match _last(of):
@@ -45,7 +45,7 @@ def words(annotation: Annotation, module: str, depth: int = 0) -> str:
                 case "Optional":
                     return f"{words(items[0], module, depth) or 'an object'} or null"
                 case "Union":
-                    return " or ".join(dict.fromkeys(w for item in items if (w := words(item, module, depth))))
+                    return _or([words(item, module, depth) for item in items])
                 case name if name in LISTS:
                     return f"a list, each {words(items[0], module, depth)}" if words(items[0], module, depth) else "a list"
                 case name if name in DICTS:
@@ -81,6 +81,14 @@ def kind(default: Any) -> str:
     if isinstance(default, list | dict):
         return "a list" if isinstance(default, list) else "a group of settings"
     return WORDS.get(type(default).__name__, "a value like its default")
+
+
+def _or(alternatives: list[str]) -> str:
+    """Joined, each once; the choices of several Literals as one list."""
+    parts = dict.fromkeys(part for alternative in alternatives for part in alternative.split(" or ") if part)
+    choices = [part.removeprefix("one of ") for part in parts if part.startswith("one of ")]
+    others = [part for part in parts if not part.startswith("one of ")]
+    return " or ".join(([f"one of {', '.join(choices)}"] if choices else []) + others)
 
 
 def _simple(annotation: Annotation) -> Annotation:

@@ -10,7 +10,7 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     By edit distance; ties go to the name with the longer common pieces (difflib's ratio). A dotted or slashed name is also
     near when its last part alone is what was typed: `lr` finds `optimizer.lr`.
     """
-    best = min(((*_cost(word, name), name) for name in set(names)), default=None)
+    best = min(((*cost(word, name), name) for name in set(names)), default=None)
     if best is None or (best[0] > max(1, len(word) // 3) and best[1] > -0.6):
         return None
     return best[2]
@@ -41,7 +41,8 @@ def distance(a: str, b: str) -> int:
     return above[-1]
 
 
-def _cost(word: str, name: str) -> tuple[float, float]:
+def cost(word: str, name: str) -> tuple[float, float]:
+    """How far a name is from what was typed: edits, then minus difflib's ratio; the less the nearer."""
     edits: float = distance(word, name)
     last = name.replace("/", ".").rpartition(".")[2]
     if last != name and "." not in word and "/" not in word:

@@ -1,0 +1,82 @@
+"""From a configuration to the parts of a run: the one place that calls `instantiate`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, open_dict
+from torchmetrics import MetricCollection
+
+from sae_lightning.checkpoint_io import AtomicCheckpointIO
+from sae_lightning.data.rows import RowsDataModule
+from sae_lightning.errors import InputError
+from sae_lightning.evaluation.run import Evaluation
+from sae_lightning.module import SAEModule
+
+PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
+
+
+class Run(NamedTuple):
+    """The parts of one training."""
+
+    trainer: L.Trainer
+    module: SAEModule
+    data: RowsDataModule
+    folder: Path
+
+
+def build(cfg: DictConfig) -> Run:
+    """Every part of the run that `cfg` describes, seeded; nothing heavy is done yet. Errors: InputError for what cannot be."""
+    _check_precision(cfg)
+    L.seed_everything(cfg.seed, verbose=False)
+    data = build_data(cfg)
+    sae = instantiate(cfg.model)(dictionary=partial(instantiate(cfg.dictionary), data.shape))
+    metrics = MetricCollection(build_all(cfg.metrics))
+    module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile)
+    return Run(_trainer(cfg), module, data, Path(cfg.paths.run))
+
+
+def build_data(cfg: DictConfig) -> RowsDataModule:
+    """The source of rows alone."""
+    data: RowsDataModule = instantiate(cfg.data)
+    data.repeat_batches = cfg.repeat_batches
+    return data
+
+
+def build_evaluations(cfg: DictConfig) -> dict[str, Evaluation]:
+    """By name, in the order of the configuration."""
+    return build_all(cfg.evaluate)
+
+
+def build_all(group: DictConfig | None) -> dict[str, Any]:
+    """Every entry of a group of several options, by name; an entry that was set to null is left out."""
+    return {str(name): instantiate(node) for name, node in (group or {}).items() if node is not None}
+
+
+def _trainer(cfg: DictConfig) -> L.Trainer:
+    callbacks = list(build_all(cfg.callbacks).values())
+    with open_dict(cfg):
+        loggers = list(build_all(cfg.get("logger")).values())
+    return instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=cfg.paths.run,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+    )
+
+
+def _check_precision(cfg: DictConfig) -> None:
+    precision = str(cfg.trainer.precision)
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"trainer.precision={precision} is refused: thresholds, running averages and dead counters need float32 state; choose {' or '.join(PRECISIONS[::4])}"
+        )

@@ -1,0 +1,23 @@
+"""What follows a training: the exported SAE is loaded again, scored on held-out rows, and shown."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sae_lightning.data.rows import RowsDataModule
+from sae_lightning.evaluation.run import Scores, evaluate
+from sae_lightning.load import load_sae
+from sae_lightning.report.table import table
+from sae_lightning.run.build import build_evaluations
+
+
+def score(cfg: DictConfig, data: RowsDataModule, folder: Path, sae: Path | None = None) -> Scores:
+    """Evaluates the SAE in `sae` (None: `folder`/sae), writes scores.json and plots into `folder`, prints a table."""
+    from rich.console import Console
+
+    evaluations = build_evaluations(cfg)
+    if not evaluations:
+        return {}
+    scores = evaluate(load_sae(sae or folder / "sae"), data, evaluations, folder, nulls=cfg.nulls)
+    Console().print(table(scores, title=str(folder)))
+    return scores

@@ -1,0 +1,125 @@
+"""run.json: what a run was, on what, and how it ended."""
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import sae_lightning
+from sae_lightning.files import write_json
+from sae_lightning.run.folder import rank
+
+PACKAGES = ("sae_lightning", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "transformers", "numpy")
+
+
+@contextlib.contextmanager
+def recording(folder: str | Path, *, seed: int, module: nn.Module, rows_seen: Callable[[], int]) -> Iterator[None]:
+    """Writes run.json when the block begins (status running) and when it ends: finished, failed or interrupted.
+
+    rows_seen: asked at the end. A killed process leaves `running`. Ranks above 0 write nothing.
+    """
+    start_record(folder, seed=seed, module=module)
+    status = "failed"
+    try:
+        yield
+        status = "finished"
+    except (KeyboardInterrupt, SystemExit):
+        status = "interrupted"
+        raise
+    finally:
+        end_record(folder, status=status, rows_seen=rows_seen())
+
+
+def start_record(folder: str | Path, *, seed: int, module: nn.Module) -> None:
+    """Writes run.json; a folder that has one (a resumed run) keeps the earlier ones' beginnings and ends in `before`."""
+    if rank() != 0:
+        return
+    path = Path(folder) / "run.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    record: dict[str, Any] = {
+        "status": "running",
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "duration_s": None,
+        "rows_seen": None,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "seed": seed,
+        "git": git_state(Path(sae_lightning.__file__).parent),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "hardware": hardware(),
+        "parameters": {
+            "total": sum(p.numel() for p in module.parameters()),
+            "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        },
+        "module": str(module).splitlines(),
+    }
+    if earlier is not None:
+        part = {key: earlier.get(key) for key in ("status", "started", "duration_s", "rows_seen", "command")}
+        record["before"] = [*earlier.get("before", []), part]
+    write_json(path, record)
+
+
+def end_record(folder: str | Path, *, status: str, rows_seen: int) -> None:
+    """Completes run.json. status: finished, failed or interrupted."""
+    if rank() != 0:
+        return
+    path = Path(folder) / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    passed = datetime.now().astimezone() - datetime.fromisoformat(record["started"])
+    write_json(path, record | {"status": status, "duration_s": round(passed.total_seconds(), 1), "rows_seen": rows_seen})
+
+
+def git_state(package: Path) -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout that the package runs from; None where it is installed, or git is missing."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.resolve().parent:
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that decide what a run computes; None for one that is absent."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model and cores, memory in bytes, names of the GPUs that this process sees."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
