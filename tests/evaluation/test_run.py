@@ -1,0 +1,77 @@
+import json
+import math
+import struct
+from pathlib import Path
+
+import torch
+
+NULLS = {"sae", "pca", "random_dictionary"}
+
+
+def correlated(n: int, d: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, d, generator=g) @ torch.diag(torch.linspace(0.1, 3, d))
+
+
+def test_scores_of_everything_and_files(rows, sae, tmp_path: Path):
+    from sae_lightning.evaluation.reconstruction import Reconstruction
+    from sae_lightning.evaluation.recovery import Recovery
+    from sae_lightning.evaluation.run import evaluate
+    from sae_lightning.metrics.reconstruction_error import ReconstructionError
+    from sae_lightning.metrics.sparsity import Sparsity
+
+    data = rows(correlated(300, 8), directions=torch.eye(8))
+    evaluations = {
+        "reconstruction": Reconstruction({"error": ReconstructionError(), "sparsity": Sparsity()}),
+        "recovery": Recovery(),
+        "made_up": lambda sae, data: {"nothing": math.nan, "latents": float(sae.d_sae)},
+    }
+    own = sae(torch.eye(8), k=3)
+    scores = evaluate(own, data, evaluations, tmp_path)
+    assert scores.keys() == NULLS
+    assert scores["sae"]["latents"] == 8
+    assert scores["pca"]["latents"] == 6  # 3 components, both signs
+    assert scores["pca"]["l0"] == 3
+    assert 2.8 < scores["random_dictionary"]["l0"] <= 3  # of 8 directions now and then fewer than 3 are positive
+    assert scores["sae"]["recovery"] == 1 > scores["random_dictionary"]["recovery"]
+    assert scores["pca"]["explained_variance"] > scores["random_dictionary"]["explained_variance"]
+    assert scores["random_dictionary"]["explained_variance"] > 0
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["sae"]["nothing"] is None
+    assert written["pca"] == {**scores["pca"], "nothing": None}
+    for name in ("density.png", "l0.png"):
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert struct.unpack(">II", content[16:24]) == (720, 480)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["density.png", "l0.png", "scores.json"]
+
+
+def test_no_nulls_where_they_are_not_wanted_or_where_y_is_not_x(rows, sae):
+    from sae_lightning.evaluation.run import evaluate
+
+    x = correlated(30, 4)
+    evaluations = {"count": lambda sae, data: {"latents": 1.0}}
+    assert evaluate(sae(torch.eye(4)), rows(x), evaluations, nulls=False).keys() == {"sae"}
+    assert evaluate(sae(torch.eye(4)), rows(x, x.flip(0)), evaluations).keys() == {"sae"}
+    assert evaluate(sae(torch.eye(4), torch.ones(4, 2)), rows(x, x[:, :2].contiguous()), evaluations).keys() == {"sae"}
+
+
+def test_a_trained_sae_on_known_directions(tmp_path: Path):
+    """The way that train.py goes at its end: the default evaluations on synthetic rows."""
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    from sae_lightning.data.synthetic import SyntheticDataModule
+    from sae_lightning.evaluation.run import evaluate
+    from sae_lightning.inference import InferenceSAE
+
+    data = SyntheticDataModule(d=16, n_directions=24, l0=2.0, batch_size=256, rows_held_out=2048)
+    directions = data.directions
+    weights = {"W_enc": directions, "W_dec": directions, "b_enc": torch.zeros(24), "b_dec": torch.zeros(16)}
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        config = compose(overrides=["+evaluate=default"]).evaluate
+    scores = evaluate(InferenceSAE(weights, subtract=True, k=2), data, {name: instantiate(config[name]) for name in config}, tmp_path)
+    assert scores["sae"]["recovery"] == 1
+    assert scores["sae"]["rows"] == 2048
+    assert scores["sae"]["explained_variance"] > scores["pca"]["explained_variance"]
+    assert "ce_sae" not in scores["sae"]
