@@ -35,27 +35,22 @@ class InferenceSAE(nn.Module):
     W_dec: Float[Tensor, "d_sae d_out"]
     b_enc: Float[Tensor, " d_sae"]
     b_dec: Float[Tensor, " d_out"]
+    threshold: Float[Tensor, " d_sae"] | None
+    W_skip: Float[Tensor, "d_out d_in"] | None
 
     def __init__(self, weights: Mapping[str, Tensor], *, subtract: bool, k: int | None = None, cap: float | None = None,
                  about: Mapping[str, Any] | None = None):  # fmt: skip
         super().__init__()
         self.subtract, self.k, self.cap, self.about = subtract, k, cap, dict(about or {})
-        for name, weight in weights.items():
-            self.register_buffer(name, weight.detach().contiguous())
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip"):
+            weight = weights.get(name)
+            self.register_buffer(name, None if weight is None else weight.detach().contiguous())
         if k is None and "threshold" not in weights:
             raise InputError("an SAE for inference needs `k` or a threshold per latent: neither is given")
 
     @property
     def d_sae(self) -> int:
         return len(self.b_enc)
-
-    @property
-    def threshold(self) -> Float[Tensor, " d_sae"] | None:
-        return self._buffers.get("threshold")
-
-    @property
-    def W_skip(self) -> Float[Tensor, "d_out d_in"] | None:
-        return self._buffers.get("W_skip")
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
         """Latents of rows, sparse or dense; `.dense()` gives [batch, d_sae]."""
@@ -64,8 +59,9 @@ class InferenceSAE(nn.Module):
             f = h.top_k(self.k)
             values = f.values
         else:
-            f = h.above(self.threshold)  # type: ignore[arg-type]
-            values = f.values * (f.values > f.at(self.threshold))  # type: ignore[arg-type]
+            assert self.threshold is not None
+            f = h.above(self.threshold)
+            values = f.values * (f.values > f.at(self.threshold))
         return f.with_values(values if self.cap is None else values.clamp(max=self.cap))
 
     def decode(self, latents: Latents | Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_out"]:

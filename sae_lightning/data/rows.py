@@ -34,6 +34,8 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
     transformer: Any = None
     """The `Transformer` that the rows come from, where there is one."""
     hook: str = ""
+    repeat_batches: int | None = None
+    """Train on so many batches over and over: a step that learns can overfit."""
 
     def __init__(self, batch_size: int, scale: str = "unit"):
         super().__init__()
@@ -80,7 +82,8 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         if self.batch_size % ranks:
             raise InputError(f"data.batch_size={self.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}")
         length = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        batches = _Batches(lambda i: _share(self.train_batch(i), rank, ranks), lambda: self.batches_trained, length)
+        period = self.repeat_batches or length
+        batches = _Batches(lambda i: _share(self.train_batch(i % period), rank, ranks), lambda: self.batches_trained, length)
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:
