@@ -41,12 +41,19 @@ class Composer:
             search_path.prepend("command-line", f"file://{extra.resolve()}", SearchPathQuery(provider="schema"))
         self.config_name = config_name
         self.loader = ConfigLoaderImpl(search_path)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.search = [word for word in words if word.startswith("hydra.searchpath=")]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The whole configuration, Hydra's own node included. Errors: InputError, for all that Hydra refuses."""
+        """The whole configuration, Hydra's own node included; composed once for equal words. Errors: InputError, for all that Hydra refuses."""
+        words = tuple(overrides)
+        if words not in self.composed:
+            self.composed[words] = self._compose(words)
+        return self.composed[words]
+
+    def _compose(self, words: tuple[str, ...]) -> DictConfig:
         try:
-            return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
+            return self.loader.load_configuration(self.config_name, list(words), RunMode.RUN)
         except YAMLError as error:
             raise InputError(f"a yaml file cannot be read: {one_line(str(error))}") from error
         except Exception as error:  # Hydra's loader has many, some of them its own mistakes, and all come from words and yamls

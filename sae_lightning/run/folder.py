@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -107,6 +108,7 @@ def recorded_config(folder: str | Path) -> DictConfig:
     path = Path(folder) / ".hydra" / "config.yaml"
     if not path.is_file():
         raise InputError(f"{folder} is not the folder of a run: there is no {path}")
+    setup_globals()
     register_resolvers()
     try:
         cfg = OmegaConf.load(path)

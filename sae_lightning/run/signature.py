@@ -151,10 +151,13 @@ def _of_class(found: Found) -> Signature:
     init = _member(found, "__init__")
     if init is not None:
         own = _of_function(init, is_method=True)
-        if not own.is_open or not _hands_on_keywords(init.node):
+        call = _handing_on(init.node) if own.is_open else None
+        if call is None:
             return own
         bases = _of_bases(found)
-        return Signature({**bases.parameters, **own.parameters}, bases.is_open)
+        given = {*list(bases.parameters)[: len(call.args)], *(keyword.arg for keyword in call.keywords)}
+        inherited = {name: parameter for name, parameter in bases.parameters.items() if name not in given}
+        return Signature({**inherited, **own.parameters}, bases.is_open)
     annotated = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
     fields = {ast.unparse(n.target): Parameter(n.annotation, found.module) for n in annotated}
     if any("dataclass" in ast.unparse(d) for d in node.decorator_list) or any("NamedTuple" in ast.unparse(b) for b in node.bases):
@@ -163,12 +166,12 @@ def _of_class(found: Found) -> Signature:
     return _of_bases(found)
 
 
-def _hands_on_keywords(init: ast.AST) -> bool:
-    """Does it say `super().__init__(…, **kwargs)`? Only then are its base's parameters its own."""
-    return any(
-        isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__" and any(keyword.arg is None for keyword in node.keywords)
-        for node in ast.walk(init)
-    )
+def _handing_on(init: ast.AST) -> ast.Call | None:
+    """The call `super().__init__(…, **kwargs)`, which makes its base's other parameters its own; None where there is none."""
+    for node in ast.walk(init):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__" and any(keyword.arg is None for keyword in node.keywords):
+            return node
+    return None
 
 
 def _of_bases(found: Found) -> Signature:
