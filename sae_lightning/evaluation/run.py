@@ -43,7 +43,8 @@ def evaluate(sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, 
             started = time.perf_counter()
             values = evaluation(thing, data)
             scores[row] |= values
-            log.info("%s of %s: %d numbers in %.1f s", name, row, len(values), time.perf_counter() - started)
+            if values:
+                log.info("%s of %s: %d numbers in %.1f s", name, row, len(values), time.perf_counter() - started)
     if folder is not None:
         write_scores(Path(folder) / "scores.json", scores)
         plots.write(plots.density(fires.density), Path(folder) / "density.png")

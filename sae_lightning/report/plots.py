@@ -23,12 +23,12 @@ def density(values: Float[Tensor, " d_sae"], title: str = "how often latents fir
     if len(fired):
         axes.hist(fired.log10().numpy(force=True), bins=BINS, label=f"{len(fired)} that fired")
     axes.plot([], [], " ", label=f"{len(values) - len(fired)} that never did")
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 
 def l0_per_row(values: Float[Tensor, " rows"], title: str = "active latents per row") -> "Figure":
-    """Histogram of L0 over rows, with its mean."""
+    """Histogram of L0 over rows, from 0 on, with its mean."""
     values = values.detach().cpu()
     least, most = int(values.min()), int(values.max())
     width = max(1, -(-(most - least + 1) // BINS))
@@ -36,7 +36,8 @@ def l0_per_row(values: Float[Tensor, " rows"], title: str = "active latents per 
     figure, axes = _axes(title, "L0", "rows")
     axes.hist(values.numpy(), bins=edges.tolist())
     axes.axvline(float(values.mean()), color="black", linewidth=1, label=f"mean {float(values.mean()):.2f}")
-    axes.legend(frameon=False)
+    axes.set_xlim(-0.5, 1.25 * most + width)
+    axes.legend(loc="upper right")
     return figure
 
 
