@@ -38,7 +38,9 @@ class AtomicCheckpointIO(CheckpointIO):
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (RuntimeError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).split("\n")[0].strip()[:200]
-            raise InputError(f"{path} cannot be read as a checkpoint ({reason}): delete it, and resume from another one or start again") from error
+            raise InputError(
+                f"{path} cannot be read as a checkpoint ({reason}): delete it, and resume from another one or start again"
+            ) from error
 
     def remove_checkpoint(self, path: _PATH) -> None:
         Path(path).unlink(missing_ok=True)

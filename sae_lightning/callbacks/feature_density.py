@@ -8,9 +8,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from sae_lightning.errors import InputError
-from sae_lightning.files import replacing
 from sae_lightning.metrics.density import density_numbers
 from sae_lightning.module import SAEModule
+from sae_lightning.report import plots
 
 PLOT = "plots/log_feature_density_histogram"
 
@@ -20,13 +20,13 @@ class FeatureDensity(L.Callback):
 
     Once per window, logged: sparsity/below_1e-5, sparsity/below_1e-6, sparsity/above_1e-2 and sparsity/above_1e-1 with their share of
     L0, sparsity/mean_log10_feature_sparsity, and sparsity/mean_passes_since_fired = mean over latents of the rows since each last
-    fired. The histogram of log10(density + 1e-10) is <run>/plots/log_feature_density_histogram.png (of the latest window), and an
+    fired. The histogram of log10(density) is <run>/plots/log_feature_density_histogram.png (of the latest window), and an
     image in loggers that take images. A run shorter than a window is one window. Errors: InputError for a window below 1.
     """
 
     def __init__(self, feature_sampling_window: int = 1000):
         if feature_sampling_window < 1:
-            raise InputError(f"callbacks.feature_density.feature_sampling_window is {feature_sampling_window}: give a positive number of steps")
+            raise InputError(f"callbacks.feature_density.feature_sampling_window is {feature_sampling_window}: give a positive number")
         self.window = feature_sampling_window
         self.fires: Tensor | None = None
         self.rows: Tensor | None = None
@@ -60,29 +60,16 @@ class FeatureDensity(L.Callback):
     def _log(self, trainer: L.Trainer, module: SAEModule) -> None:
         if not trainer.is_global_zero:
             return
-        assert self.fires is not None and self.rows is not None
-        density = self.fires.double() / self.rows
+        assert self.fires is not None
+        assert self.rows is not None
+        density = (self.fires.double() / self.rows).cpu()
         numbers = {f"sparsity/{name}": float(value) for name, value in density_numbers(density).items()}
         numbers["sparsity/mean_passes_since_fired"] = float(module.sae.dictionary.rows_since_fired.double().mean())
         picture = Path(trainer.default_root_dir) / f"{PLOT}.png"
-        draw(density.cpu(), picture)
+        plots.write(plots.density(density, f"how often latents fire, step {trainer.global_step}"), picture)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
             log_image(logger, PLOT, picture, trainer.global_step)
-
-
-def draw(density: Tensor, path: Path) -> None:
-    """Writes the histogram of log10(density + 1e-10) as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.hist((density + 1e-10).log10().numpy(), bins=100, range=(-10, 0))
-    axes.set(xlabel="log10(density + 1e-10)", ylabel="latents", yscale="log", title=f"{len(density)} latents, {int((density == 0).sum())} silent")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
 
 
 def log_image(logger: Logger, name: str, path: Path, step: int) -> None:

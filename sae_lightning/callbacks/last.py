@@ -56,7 +56,7 @@ def save(trainer: L.Trainer, name: str) -> None:
     """Writes <run>/checkpoints/<name>.ckpt. What was logged is written first: a curve reaches at least as far as a checkpoint."""
     for logger in trainer.loggers:
         logger.save()
-    trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt")
+    trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt", weights_only=False)
 
 
 def _validation_follows(trainer: L.Trainer) -> bool:

@@ -28,14 +28,19 @@ class MiracleDistance(L.Callback):
         self.weights = {mse: mse_weight, "l0": sparsity_weight, "dead_pct": dead_pct_weight}
         self.one_sided = set() if two_sided else {mse, "dead_pct"}
         if min(self.targets.values()) <= 0 or min(self.weights.values()) < 0:
-            raise InputError(f"callbacks.miracle_distance: targets must be positive and weights not negative, got {self.targets} and {self.weights}")
+            raise InputError(
+                f"callbacks.miracle_distance: targets must be positive and weights not negative, got {self.targets} and {self.weights}"
+            )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
         # Before the module's own hook, which logs and resets the metrics; a metric's value is computed once and remembered.
         values = pl_module.metrics.compute()
         if missing := set(self.targets) - set(values):
-            raise InputError(f"callbacks.miracle_distance needs the metrics {', '.join(sorted(missing))}: add them, or say ~callbacks.miracle_distance")
-        pl_module.log("val/miracle_distance", self.distance({name: float(values[name]) for name in self.targets}))
+            raise InputError(
+                f"callbacks.miracle_distance needs the metrics {', '.join(sorted(missing))}: add them, or say ~callbacks.miracle_distance"
+            )
+        distance = self.distance({name: float(values[name]) for name in self.targets})
+        pl_module.log("val/miracle_distance", distance, sync_dist=True)  # already equal on all ranks, which Lightning cannot know
 
     def distance(self, values: Mapping[str, float]) -> float:
         """0 at the targets."""

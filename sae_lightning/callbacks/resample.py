@@ -28,7 +28,9 @@ class Resample(L.Callback):
     def __init__(self, every_n_steps: int = 1000, last_step: int | None = None, rows: int = 8192, power: Literal[2, 4] = 4,
                  encoder_norm: float | None = None, seed: int = 0):  # fmt: skip
         if every_n_steps < 1 or rows < 1 or (encoder_norm is not None and encoder_norm <= 0):
-            raise InputError(f"callbacks.resample: every_n_steps={every_n_steps}, rows={rows} and encoder_norm={encoder_norm} must be positive")
+            raise InputError(
+                f"callbacks.resample: every_n_steps={every_n_steps}, rows={rows} and encoder_norm={encoder_norm} must be positive"
+            )
         self.every_n_steps, self.last_step, self.rows = every_n_steps, last_step, rows
         self.power, self.encoder_norm, self.seed = power, encoder_norm, seed
 

@@ -15,6 +15,7 @@ LIGHTNING_SAYS = (
     "Your `IterableDataset` has `__len__` defined",  # no workers here
     "The 'train_dataloader' does not have many workers",  # rows are made ahead by a thread
     "The 'val_dataloader' does not have many workers",
+    "It is recommended to use `self.log",  # metrics are those of all ranks before they are logged
     "You're resuming from a checkpoint that ended before the epoch ended",  # the cursor is the data's state
 )
 
@@ -30,16 +31,27 @@ def small_run(tmp_path):
     from sae_lightning.models.topk import TopK
     from sae_lightning.module import SAEModule
 
-    def train(callbacks, steps=20, folder: Path = tmp_path, resume=None, loggers=(), sae=None, dead_after=None, accumulate=1, **settings):
+    def train(
+        callbacks,
+        steps=20,
+        folder: Path = tmp_path,
+        resume=None,
+        loggers=(),
+        sae=None,
+        dead_after=None,
+        accumulate=1,
+        data=None,
+        **settings,
+    ):
         torch.manual_seed(0)
-        data = SyntheticDataModule(d=16, n_directions=32, l0=2.0, batch_size=32, rows_held_out=128)
+        data = data or SyntheticDataModule(d=16, n_directions=32, l0=2.0, batch_size=32, rows_held_out=128)
         sae = sae or TopK(partial(Dictionary, data.shape, d_sae=48, dead_after=dead_after), k=4)
         metrics = MetricCollection([ReconstructionError(), Sparsity(), Dead()])
         module = SAEModule(sae, partial(torch.optim.Adam, lr=1e-3), metrics)
-        defaults = {"val_check_interval": 10, "check_val_every_n_epoch": None, "log_every_n_steps": 5}
+        defaults: dict = {"devices": 1, "val_check_interval": 10, "check_val_every_n_epoch": None, "log_every_n_steps": 5}
         trainer = L.Trainer(
             max_steps=steps, callbacks=list(callbacks), logger=list(loggers), default_root_dir=folder, plugins=[AtomicCheckpointIO()],
-            accelerator="cpu", devices=1, accumulate_grad_batches=accumulate, num_sanity_val_steps=0, enable_model_summary=False,
+            accelerator="cpu", accumulate_grad_batches=accumulate, num_sanity_val_steps=0, enable_model_summary=False,
             enable_progress_bar=settings.pop("enable_progress_bar", False), enable_checkpointing=settings.pop("enable_checkpointing", True),
             **defaults | settings,
         )  # fmt: skip

@@ -32,7 +32,12 @@ def best_step(folder) -> int:
 
 @pytest.mark.parametrize(
     ("mode", "scores", "wanted"),
-    [("min", (3.0, 1.0, 2.0, 1.0), 10), ("max", (1.0, 3.0, 2.0, 4.0), 20), ("min", (math.nan, 2.0, math.nan, 3.0), 10), ("min", (0.5, 1, 2, 3), 5)],
+    [
+        ("min", (3.0, 1.0, 2.0, 1.0), 10),
+        ("max", (1.0, 3.0, 2.0, 4.0), 20),
+        ("min", (math.nan, 2.0, math.nan, 3.0), 10),
+        ("min", (0.5, 1, 2, 3), 5),
+    ],
 )
 def test_keeps_the_best_validation(small_run, tmp_path, mode, scores, wanted):
     small_run([Says(*scores), Best("val/score", mode)], steps=20, val_check_interval=5)
@@ -55,7 +60,9 @@ def test_by_default_it_is_the_miracle_distance(small_run, tmp_path):
 
 
 def test_an_unknown_number_is_one_line(small_run):
-    with pytest.raises(InputError, match=r"callbacks\.best\.monitor is 'val/fvu_typo', which validation does not log: choose one of .*val/mse"):
+    with pytest.raises(
+        InputError, match=r"callbacks\.best\.monitor is 'val/fvu_typo', which validation does not log: choose one of .*val/mse"
+    ):
         small_run([Best("val/fvu_typo")], steps=10)
 
 

@@ -31,7 +31,9 @@ def test_resumed_and_uninterrupted_runs_leave_one_file(small_run, tmp_path):
     def run(name: str, *more: L.Callback, resume=None):
         callbacks = [MiracleDistance(), LearningRate(), FinalValidation(), Last(6), *more]
         settings = {"val_check_interval": 8, "log_every_n_steps": 5}
-        small_run(callbacks, steps=25, folder=tmp_path / name, loggers=[CSV(str(tmp_path / name / "metrics.csv"))], resume=resume, **settings)
+        small_run(
+            callbacks, steps=25, folder=tmp_path / name, loggers=[CSV(str(tmp_path / name / "metrics.csv"))], resume=resume, **settings
+        )
 
     run("whole")
     with pytest.raises(Killed):

@@ -20,7 +20,13 @@ def test_one_line_per_number_in_the_order_of_logging(tmp_path):
     logger.log_metrics({"odd, name": float("nan")}, step=10)
     logger.log_metrics({"epoch": 0, "val/loss": 1e-12}, step=20)
     logger.save()
-    wanted = [["step", "metric", "value"], ["10", "train/loss", "0.1"], ["10", "train/l0", "12.0"], ["10", "odd, name", "nan"], ["20", "val/loss", "1e-12"]]
+    wanted = [
+        ["step", "metric", "value"],
+        ["10", "train/loss", "0.1"],
+        ["10", "train/l0", "12.0"],
+        ["10", "odd, name", "nan"],
+        ["20", "val/loss", "1e-12"],
+    ]
     assert read(tmp_path / "metrics.csv") == wanted
 
 

@@ -1,0 +1,66 @@
+"""Two processes and one: the callbacks see, write and draw the same."""
+
+import csv
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from sae_lightning.callbacks.best import Best
+from sae_lightning.callbacks.export import Export
+from sae_lightning.callbacks.feature_density import FeatureDensity
+from sae_lightning.callbacks.final_validation import FinalValidation
+from sae_lightning.callbacks.last import Last
+from sae_lightning.callbacks.learning_rate import LearningRate
+from sae_lightning.callbacks.miracle_distance import MiracleDistance
+from sae_lightning.callbacks.progress_bar import ProgressBar
+from sae_lightning.callbacks.resample import Resample
+from sae_lightning.load import load_sae
+from sae_lightning.loggers.csv import CSV
+
+
+class Kill(L.Callback):
+    """Some latents count as dead before step 10 ends."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 10:
+            pl_module.sae.dictionary.rows_since_fired.zero_()[:5] = 10_000
+
+
+class Write(L.Callback):
+    """What each rank holds after training."""
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(pl_module.state_dict(), f"{trainer.default_root_dir}/rank{trainer.global_rank}.pt")
+
+
+def test_two_ranks_are_one_process(small_run, tmp_path):
+    strategies = {"one": {}, "two": {"devices": 2, "strategy": DDPStrategy(start_method="fork", forward_sync_buffers=False)}}
+    curves = {}
+    for name, strategy in strategies.items():
+        folder = tmp_path / name
+        callbacks = [Kill(), Resample(10), MiracleDistance(), FeatureDensity(8), LearningRate(), FinalValidation(), ProgressBar(), Best()]
+        callbacks += [Export(), Last(7), Write()]
+        loggers = [CSV(str(folder / "metrics.csv"))]
+        small_run(callbacks, steps=20, folder=folder, loggers=loggers, dead_after=5000, enable_progress_bar=True, **strategy)
+        with (folder / "metrics.csv").open() as file:
+            curves[name] = {(int(step), metric): float(value) for step, metric, value in list(csv.reader(file))[1:]}
+
+    rank0, rank1 = (torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    torch.testing.assert_close(rank0, rank1, rtol=0, atol=0)
+    one = torch.load(tmp_path / "one" / "rank0.pt", weights_only=True)
+    torch.testing.assert_close(rank0, one, rtol=1e-4, atol=1e-5)
+
+    assert curves["one"][10, "sparsity/resampled"] == 5
+    shared = [key for key in curves["one"] if key[1].startswith(("sparsity/", "val/miracle", "val/l0", "details/learning"))]
+    assert {step for step, metric in shared if metric == "sparsity/below_1e-5"} == {8, 16}
+    for key in shared:
+        assert curves["two"][key] == pytest.approx(curves["one"][key], rel=1e-3), key
+    for folder in ("sae", "sae_best"):
+        pair = [load_sae(str(tmp_path / name / folder)) for name in ("one", "two")]
+        assert pair[0].about["step"] == pair[1].about["step"]
+        torch.testing.assert_close(pair[0].W_dec, pair[1].W_dec, rtol=1e-4, atol=1e-5)
+    for name in ("last", "best"):
+        steps = [torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"] for run in ("one", "two")]
+        assert steps[0] == steps[1]
