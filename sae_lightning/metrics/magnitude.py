@@ -39,7 +39,7 @@ class Magnitude(Metric):
         entries = len(batch.x) * len(per_latent)
         if len(f) < entries or not entries:  # not all are stored: what is missing is 0
             f = torch.cat([f, f.new_zeros(1)])
-        self.least = torch.minimum(self.least, f.amin())
+        self.least = torch.minimum(self.least, f.amin().abs())  # not −0
         self.largest = torch.maximum(self.largest, f.amax())
         self.magnitude += f.sum()
         self.magnitude_square += f.square().sum()
