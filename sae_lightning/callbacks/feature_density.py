@@ -43,7 +43,7 @@ class FeatureDensity(L.Callback):
         self.fires = sums["fires"].clone() if self.fires is None else self.fires + sums["fires"]
         self.rows = sums["rows"].clone() if self.rows is None else self.rows + sums["rows"]
         self.steps += 1
-        if self.steps == self.window:
+        if self.steps >= self.window:
             self._log(trainer, pl_module)
             self.fires, self.rows, self.steps = None, None, 0
 

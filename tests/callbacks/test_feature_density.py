@@ -4,12 +4,13 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from sae_lightning.callbacks.feature_density import FeatureDensity
 from sae_lightning.callbacks.last import Last
 from sae_lightning.errors import InputError
 from sae_lightning.loggers.csv import CSV
+from sae_lightning.module import SAEModule
 
 PNG = b"\x89PNG"
 
@@ -25,7 +26,7 @@ class Fires(L.Callback):
     def __init__(self):
         self.steps = []
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer, pl_module: SAEModule, batch, batch_idx):
         with torch.no_grad():
             self.steps.append(pl_module.sae.step(*pl_module.scaled(batch)).latents.dense().gt(0).sum(0))
 
@@ -83,6 +84,14 @@ def test_loggers_that_take_images_get_it(small_run, tmp_path):
     assert [image.step for image in images] == [5, 10]
     assert images[0].encoded_image_string.startswith(PNG)
     assert "sparsity/below_1e-5" in events.Tags()["scalars"]
+
+
+def test_wandb_gets_it_offline(small_run, tmp_path):
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    small_run([FeatureDensity(5)], steps=5, loggers=[logger], enable_checkpointing=False)
+    logger.experiment.finish()
+    (image,) = tmp_path.glob("wandb/offline-run-*/files/media/images/plots/*.png")
+    assert image.read_bytes().startswith(PNG)
 
 
 def test_window_must_be_positive():

@@ -5,6 +5,7 @@ import pytest
 
 from sae_lightning.callbacks.miracle_distance import MiracleDistance
 from sae_lightning.errors import InputError
+from sae_lightning.module import SAEModule
 
 ON_TARGET = {"mse": 0.015, "l0": 15.0, "dead_pct": 5.0}
 LOG2 = math.log(2) ** 2
@@ -66,6 +67,6 @@ class _Without(L.Callback):
     def __init__(self, name: str):
         self.name = name
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer, pl_module: SAEModule):
         compute = pl_module.metrics.compute
         pl_module.metrics.compute = lambda: {name: value for name, value in compute().items() if name != self.name}

@@ -86,11 +86,10 @@ def test_a_bar_on_a_terminal_is_redrawn_4_times_a_second_at_most(small_run, monk
 
 
 def test_an_error_gives_the_terminal_back(small_run, monkeypatch):
-    with terminal(monkeypatch) as text, pytest.raises(KeyError, match="some error"):
-        try:
+    with terminal(monkeypatch) as text:
+        with pytest.raises(KeyError, match="some error"):
             run(small_run, Fails())
-        finally:
-            shown = text()
+        shown = text()
     assert shown.endswith("\x1b[?25h")
 
 

@@ -18,12 +18,13 @@ from sae_lightning.callbacks.progress_bar import ProgressBar
 from sae_lightning.callbacks.resample import Resample
 from sae_lightning.load import load_sae
 from sae_lightning.loggers.csv import CSV
+from sae_lightning.module import SAEModule
 
 
 class Kill(L.Callback):
     """Some latents count as dead before step 10 ends."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module: SAEModule, outputs, batch, batch_idx):
         if trainer.global_step == 10:
             pl_module.sae.dictionary.rows_since_fired.zero_()[:5] = 10_000
 
@@ -35,6 +36,7 @@ class Write(L.Callback):
         torch.save(pl_module.state_dict(), f"{trainer.default_root_dir}/rank{trainer.global_rank}.pt")
 
 
+@pytest.mark.slow  # two processes are forked, and wait for each other on every step
 def test_two_ranks_are_one_process(small_run, tmp_path):
     strategies = {"one": {}, "two": {"devices": 2, "strategy": DDPStrategy(start_method="fork", forward_sync_buffers=False)}}
     curves = {}

@@ -14,6 +14,7 @@ from sae_lightning.models.dictionary import Dictionary
 from sae_lightning.models.lagrangian import Lagrangian
 from sae_lightning.models.relu import ReLU
 from sae_lightning.models.topk import TopK
+from sae_lightning.module import SAEModule
 
 DEAD = [1, 5, 40]
 
@@ -24,7 +25,7 @@ class Kill(L.Callback):
     def __init__(self, step: int, dead: list[int] = DEAD):
         self.step, self.dead = step, dead
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module: SAEModule, outputs, batch, batch_idx):
         if trainer.global_step == self.step and not pl_module.sums:
             dictionary = pl_module.sae.dictionary
             dictionary.rows_since_fired.zero_()[self.dead] = 1000
@@ -36,7 +37,7 @@ class After(L.Callback):
     def __init__(self, step: int):
         self.step = step
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module: SAEModule, outputs, batch, batch_idx):
         if trainer.global_step == self.step:
             self.state = {name: value.clone() for name, value in pl_module.sae.state_dict().items()}
             self.moments = moments(trainer, pl_module)
@@ -141,7 +142,7 @@ def test_revived_latents_live(small_run):
     """Latents with a bias far below 0 never fire; resampled, they do."""
 
     class Bury(L.Callback):
-        def on_train_start(self, trainer, pl_module):
+        def on_train_start(self, trainer, pl_module: SAEModule):
             dictionary = pl_module.sae.dictionary
             dictionary.b_enc.data[:16] = -10.0
 
