@@ -49,7 +49,7 @@ class HuggingFace(Transformer):
     def identity(self) -> dict[str, Any]:
         """A hub model is its id and commit; a folder is its files, wherever it lies. Errors: InputError, as `config`."""
         if not self.local:
-            return {"loader": "huggingface", "name": self.path, "commit": getattr(self.config(), "_commit_hash", None), "dtype": self.dtype}
+            return {"loader": "huggingface", "name": self.path, "commit": self._commit, "dtype": self.dtype}
         self.config()
         files = sorted(file for file in Path(self.path).iterdir() if file.suffix in DETERMINING and file.name not in IRRELEVANT)
         return {"loader": "huggingface", "files": {file.name: fingerprint(file) for file in files}, "dtype": self.dtype}
@@ -63,6 +63,14 @@ class HuggingFace(Transformer):
 
         with self._one_line("configuration"):
             return AutoConfig.from_pretrained(self.path, **self._where())
+
+    @functools.cached_property
+    def _commit(self) -> str:
+        from huggingface_hub import hf_hub_download
+
+        with self._one_line("configuration"):
+            file = hf_hub_download(self.path, "config.json", revision=self.revision, local_files_only=not reachable())
+        return Path(file).parent.name  # <cache>/snapshots/<commit>/config.json
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         return self._tokenizer
