@@ -146,7 +146,7 @@ def _check_place(composer: Composer, override: Override, choices: Sequence[Overr
     """A group inside another (`data/transformer`) is there only with some of the other's options."""
     above, _, name = override.key_or_group.rpartition("/")
     chosen = [str(o.value()) for o in choices if o.key_or_group == above]
-    owners = [option for option in composer.groups.get(above, []) if name in {g.rpartition("/")[2] for g in composer.option(above, option)[1]}]
+    owners = [option for option in composer.groups.get(above, []) if name in composer.named(f"{above}/{option}")]
     if above and owners and (not chosen or chosen[-1] not in owners):
         have = f"{above}={chosen[-1]}" if chosen else f"the default of {above}"
         raise InputError(f"{override.input_line}: {have} has no {name}; add one of {', '.join(f'{above}={o}' for o in owners)}")
@@ -187,7 +187,7 @@ def _elsewhere(composer: Composer, head: str) -> dict[str, list[str]]:
     owners: dict[str, list[str]] = {}
     for group in groups:
         for option in composer.groups[group]:
-            for name in composer.option(group, option)[0]:
+            for name in composer.keys(group, option):
                 owners.setdefault(f"{group.replace('/', '.')}.{name}", []).append(f"{group}={option}")
     return owners
 

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -78,16 +79,23 @@ class Composer:
         """The yaml files. (`ConfigLoader`'s own listing copies all of them for every question, which takes a second.)"""
         return self.loader._parse_overrides_and_create_caching_repo(self.config_name, self.search)[1]
 
-    def option(self, group: str, name: str) -> tuple[set[str], set[str]]:
-        """The keys that an option's own file writes, and the groups that its defaults list names."""
+    def keys(self, group: str, option: str) -> set[str]:
+        """The keys that an option's own file writes."""
+        result = self._file(f"{group}/{option}")
+        config = result.config if result else None
+        return {str(key) for key in config if not str(key).startswith("_")} if isinstance(config, DictConfig) else set()
+
+    def named(self, path: str) -> set[str]:
+        """The groups that a file's defaults list names, as it writes them: `transformer` in data/text."""
+        result = self._file(path)
+        return {str(d.group) for d in (result.defaults_list if result else None) or [] if isinstance(d, GroupDefault)}
+
+    def _file(self, path: str) -> ConfigResult | None:
+        """None for a file that cannot be read: it was not chosen, so it is not what is wrong now."""
         try:
-            result = self.files.load_config(f"{group}/{name}")
-        except (YAMLError, OmegaConfBaseException, HydraException):  # not chosen, so it is not what is wrong now
-            return set(), set()
-        if result is None or not isinstance(result.config, DictConfig):
-            return set(), set()
-        named = {str(d.group) for d in result.defaults_list or [] if isinstance(d, GroupDefault)}
-        return {str(key) for key in result.config if not str(key).startswith("_")}, named
+            return self.files.load_config(path)
+        except (YAMLError, OmegaConfBaseException, HydraException):
+            return None
 
 
 @contextlib.contextmanager
