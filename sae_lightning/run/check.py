@@ -61,7 +61,7 @@ def _check_node(node: DictConfig, defaults: DictConfig | None, path: str) -> Non
 
 def _check_plain(value: Any, defaults: DictConfig, key: str, path: str) -> None:
     """A value outside any `_target_`, which is of its default's kind or nobody's business."""
-    if key not in defaults.keys():  # a missing value is not `in` a DictConfig
+    if key not in set(defaults.keys()):  # a missing value is not `in` a DictConfig
         raise InputError(f"{path}: nothing reads such a key{did_you_mean(key, (str(k) for k in defaults if k != 'hydra'))}")
     default = _plain(_default(defaults, key))
     if not _is_object(defaults._get_node(key)) and not like(default, _plain(value)):
@@ -98,7 +98,7 @@ def _target(node: DictConfig, path: str) -> Signature:
             raise InputError(f"{where} names {target}, which does not exist: correct the yaml that says so")
         return found
     if module not in ALLOWED or not name.isidentifier():
-        raise InputError(f"{where} is {target}: a configuration makes only classes of sae_lightning, lightning, torch.optim and torchmetrics")
+        raise InputError(f"{where} is {target}: a configuration makes only classes of sae_lightning, lightning, torch.optim, torchmetrics")
     found = signature(str(target))
     if found is None:
         raise InputError(f"{where} names {target}, which {module} does not define{_similar(module, name)}")

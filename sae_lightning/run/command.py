@@ -1,6 +1,7 @@
 """A command line: flags, choices, values, sweeps; each word judged before anything runs."""
 
 import argparse
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,7 @@ def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig
         _refuse_ddp(cfg)
         for i, override in enumerate(overrides):
             for other in () if is_choice[i] else alternatives[i][1:]:
-                changed = OmegaConf.merge(cfg)  # a copy
+                changed = copy.deepcopy(cfg)
                 OmegaConf.update(changed, override.key_or_group, other.value(), force_add=True)
                 with as_if_running(changed):
                     check(changed, defaults)
@@ -170,7 +171,7 @@ def _check_key(composer: Composer, defaults: DictConfig, override: Override) -> 
         raise InputError(f"{line}: there is no key {key!r} now; {other} belongs to {' and '.join(elsewhere[other])}")
     shown = "" if near is None else f"; did you mean {near}{value}?"
     siblings = None if is_top else OmegaConf.select(defaults, key.rpartition(".")[0], throw_on_missing=False)
-    known = [str(name) for name in siblings if not str(name).startswith("_")] if OmegaConf.is_dict(siblings) else []
+    known = [str(name) for name in siblings if not str(name).startswith("_")] if isinstance(siblings, DictConfig) else []
     listed = f" (one of: {', '.join(known)})" if 0 < len(known) <= 20 else ""
     raise InputError(f"{line}: there is no key {key!r}{shown}{listed}")
 

@@ -19,7 +19,7 @@ from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -46,7 +46,7 @@ class Composer:
         self.search = [word for word in words if word.startswith("hydra.searchpath=")]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The whole configuration, Hydra's own node included; composed once for equal words. Errors: InputError, for all that Hydra refuses."""
+        """The whole configuration, Hydra's own node included; composed once for equal words. Errors: InputError."""
         words = tuple(overrides)
         if words not in self.composed:
             self.composed[words] = self._compose(words)
@@ -103,9 +103,9 @@ def as_if_running(cfg: DictConfig) -> Iterator[None]:
     """Inside, `${hydra:…}` resolves as in a job of this configuration."""
     instance = HydraConfig.instance()
     before = instance.cfg
-    with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
-        with contextlib.suppress(OmegaConfBaseException):  # `check` says which value is to blame
-            cfg.hydra.runtime.output_dir = str(cfg.hydra.run.dir)
+    runtime = cfg.hydra.runtime
+    with read_write(runtime), open_dict(runtime), contextlib.suppress(OmegaConfBaseException):  # `check` says which value is to blame
+        runtime.output_dir = str(cfg.hydra.run.dir)
     instance.set_config(cfg)
     try:
         yield
@@ -140,9 +140,11 @@ def holds(node: DictConfig, key: str) -> bool:
     try:
         parent, _, last = key.rpartition(".")
         inner = OmegaConf.select(node, parent, throw_on_missing=False) if parent else node
-        return bool(last.isdigit() and int(last) < len(inner)) if OmegaConf.is_list(inner) else OmegaConf.is_dict(inner) and last in inner.keys()
     except (OmegaConfBaseException, TypeError):
         return False
+    if isinstance(inner, ListConfig):
+        return last.isdigit() and int(last) < len(inner)
+    return isinstance(inner, DictConfig) and last in set(inner.keys())  # a missing value is not `in` a DictConfig
 
 
 def one_line(text: str) -> str:

@@ -116,7 +116,10 @@ def help_text(composer: Composer) -> str:
 
 
 def _task(main: Main, keep: list[Path], sweeps: set[Path]) -> Main:
-    """`main`, with what it refuses taken out of Hydra's hands and its empty folder removed. `sweeps` gets the folders of sweeps with such jobs."""
+    """`main`, with what it refuses taken out of Hydra's hands and its empty folder removed.
+
+    sweeps: gets the folders of the sweeps that have such jobs.
+    """
 
     @functools.wraps(main)
     def task(cfg: DictConfig) -> float | None:

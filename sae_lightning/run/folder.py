@@ -1,8 +1,8 @@
 """Names and folders of runs, as resolvers that the yamls use, and what a refused run leaves behind: nothing.
 
-    ${run_name:}              lagrangian-L0_16-F1024-s0
-    ${run_id:}                2026-11-21_10-02-33_k3x9: another one for every run, the same one for all ranks of a run
-    ${log_file:<folder>}      <folder>/training.log; a rank above 0 has a file of its own
+${run_name:}              lagrangian-L0_16-F1024-s0
+${run_id:}                2026-11-21_10-02-33_k3x9: another one for every run, the same one for all ranks of a run
+${log_file:<folder>}      <folder>/training.log; a rank above 0 has a file of its own
 """
 
 import hashlib
@@ -133,7 +133,10 @@ def existing(path: Path) -> Path:
 
 
 def remove_traces(folder: Path, keep: Iterable[Path]) -> None:
-    """Removes a run's or a sweep's folder where it holds nothing but .hydra, multirun.yaml and logs, and the empty folders above it, up to one of `keep`."""
+    """Removes the folder of a run or a sweep, and the empty ones above it up to one of `keep`.
+
+    A folder stays that holds anything but .hydra, multirun.yaml and logs.
+    """
     folder, kept = folder.absolute(), {path.absolute() for path in keep}
     if folder in kept or not folder.is_dir() or any(_is_result(path) for path in folder.iterdir()):
         return

@@ -111,9 +111,7 @@ def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
     stack = list(reversed(tree.body))
     while stack:
         node = stack.pop()
-        if isinstance(node, ast.If):
-            stack += [*reversed(node.orelse), *reversed(node.body)]
-        elif isinstance(node, ast.Try):
+        if isinstance(node, ast.If | ast.Try):
             stack += [*reversed(node.orelse), *reversed(node.body)]
         else:
             yield node
@@ -169,7 +167,7 @@ def _of_class(found: Found) -> Signature:
 def _handing_on(init: ast.AST) -> ast.Call | None:
     """The call `super().__init__(…, **kwargs)`, which makes its base's other parameters its own; None where there is none."""
     for node in ast.walk(init):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__" and any(keyword.arg is None for keyword in node.keywords):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__" and None in [k.arg for k in node.keywords]:
             return node
     return None
 

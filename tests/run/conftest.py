@@ -74,7 +74,14 @@ CONF = {
     "logger/csv": "{csv: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: '${hydra:runtime.output_dir}'}}",
     "logger/wandb": "{wandb: {_target_: lightning.pytorch.loggers.WandbLogger, name: '${run_name:}'}}",
     "logger/none": "{}",
-    "trainer/default": "{_target_: lightning.Trainer, max_steps: 10, devices: auto, strategy: auto, precision: 32-true, gradient_clip_val: 1.0}",
+    "trainer/default": """
+        _target_: lightning.Trainer
+        max_steps: 10
+        devices: auto
+        strategy: auto
+        precision: 32-true
+        gradient_clip_val: 1.0
+    """,
     "strategy/ddp": """
         # @package trainer
         strategy: {_target_: lightning.pytorch.strategies.DDPStrategy, broadcast_buffers: false}

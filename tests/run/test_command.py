@@ -22,7 +22,7 @@ def test_flags_move_to_the_front_with_their_values():
     command = read(["model=x", "-m", "a=1,2", "--config-dir", "there", "b=3"])
     assert command.argv == ["-m", "--config-dir", "there", "model=x", "a=1,2", "b=3"]
     assert command.words == ["model=x", "a=1,2", "b=3"]
-    assert command.flags.multirun and command.flags.config_dir == "there"
+    assert (command.flags.multirun, command.flags.config_dir) == (True, "there")
 
 
 def test_nothing_is_unpickled_by_a_flag():
@@ -120,5 +120,6 @@ def test_each_choice_of_a_sweep_is_judged(composer, words, expected):
 
 
 def test_a_sweep_passes(composer):
-    cfg = validate(composer, ["model=topk,lagrangian", "seed=range(0,3)", "optimizer.lr=1e-3,1e-4", "strategy=ddp", "trainer.devices=1"], True)
+    words = ["model=topk,lagrangian", "seed=range(0,3)", "optimizer.lr=1e-3,1e-4", "strategy=ddp", "trainer.devices=1"]
+    cfg = validate(composer, words, multirun=True)
     assert cfg.hydra.runtime.choices.model == "topk"

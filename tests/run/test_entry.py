@@ -20,7 +20,8 @@ def test_a_mistake_is_one_line(house, mistake):
     words, expected = MISTAKES[mistake]
     ran = house.run(*words)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.count("\n") == 1 and ran.err.startswith("error: ")
+    assert len(ran.err.splitlines()) == 1
+    assert ran.err.startswith("error: ")
     assert expected in ran.err
     assert house.left() == []
 
@@ -69,7 +70,8 @@ def test_a_folder_with_a_result_stays(house):
 def test_a_bug_keeps_its_traceback(house):
     ran = house.run("fate=broken")
     assert ran.code == 1
-    assert "Traceback" in ran.err and "KeyError: 'a bug'" in ran.err
+    assert "Traceback" in ran.err
+    assert "KeyError: 'a bug'" in ran.err
 
 
 def test_a_refused_job_of_a_sweep_stops_no_other_one(house):
@@ -99,6 +101,17 @@ def test_ranks_that_compose_by_themselves_share_a_folder(house):
     first, second = (house.run(SLURM_PROCID=rank, **job) for rank in "01")
     other = house.run(SLURM_PROCID="0", **(job | {"SLURM_STEP_ID": "1"}))
     assert first.folder.name == second.folder.name != other.folder.name
+
+
+def test_a_child_of_ddp_joins_the_folder_and_leaves_its_record_alone(house):
+    """The words are those that Lightning adds to the command of its children."""
+    parent = house.run("seed=5")
+    record = {path.name: path.read_bytes() for path in (parent.folder / ".hydra").iterdir()}
+    added = [f'hydra.run.dir="{parent.folder}"', "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
+    child = house.run("seed=5", *added, LOCAL_RANK="1")
+    assert child.code == 0, child.err
+    assert child.folder == parent.folder
+    assert {path.name: path.read_bytes() for path in (parent.folder / ".hydra").iterdir()} == record
 
 
 def test_a_typing_mistake_is_said_once_by_all_ranks(house):

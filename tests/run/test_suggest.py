@@ -16,7 +16,9 @@ from sae_lightning.run.suggest import did_you_mean, distance, nearest
 CONF = Path(__file__).parents[2] / "conf"
 
 
-@pytest.mark.parametrize(("a", "b", "edits"), [("topk", "topk", 0), ("topk", "tpk", 1), ("topk", "otpk", 1), ("topk", "relu", 4), ("", "ab", 2)])
+@pytest.mark.parametrize(
+    ("a", "b", "edits"), [("topk", "topk", 0), ("topk", "tpk", 1), ("topk", "otpk", 1), ("topk", "relu", 4), ("", "ab", 2)]
+)
 def test_distance(a, b, edits):
     assert distance(a, b) == distance(b, a) == edits
 
@@ -42,15 +44,21 @@ def mutated(name: str, draw: random.Random) -> str:
     return draw.choice(kinds)
 
 
+def place(composer: Composer, group: str) -> list[str]:
+    """The choice that a group inside another one needs: data=… for data/transformer."""
+    above, _, name = group.rpartition("/")
+    return [f"{above}={next(o for o in composer.groups[above] if name in composer.named(f'{above}/{o}'))}"] if above else []
+
+
 def slips(composer: Composer, draw: random.Random) -> Iterator[tuple[list[str], str, str]]:
     """(choices, what was typed, what should be suggested), for every group, every option, and every leaf that any option has."""
     groups = {group: options for group, options in composer.groups.items() if not group.startswith("hydra")}
     names: set[str] = set()
-    choices = [[]] + [[f"{group}={option}"] for group, options in groups.items() for option in options]
+    choices = [[]] + [[*place(composer, group), f"{group}={option}"] for group, options in groups.items() for option in options]
     for chosen in choices:
         try:
             here = {name for name in leaves(composer.compose(chosen)) if not name.startswith("hydra.")}
-        except InputError:  # a group that needs another one (data/transformer)
+        except InputError:  # what conf/ itself has wrong is for test_conf.py
             continue
         for name in sorted(here - names):
             wrong = mutated(name, draw)
