@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
@@ -23,7 +23,8 @@ def packed(documents: Iterable[Document], transformer: Transformer, context_leng
     """
     check_context(transformer, context_length)
     start = bos(transformer, prepend_bos)
-    end = transformer.tokenizer().eos_token_id
+    tokenizer: Any = transformer.tokenizer()
+    end = tokenizer.eos_token_id
     room = context_length - len(start)
     rest: list[int] = []
     for ids, was_tokenised in _tokenised(documents, transformer):
@@ -41,7 +42,7 @@ def packed(documents: Iterable[Document], transformer: Transformer, context_leng
 
 def bos(transformer: Transformer, prepend_bos: bool | None) -> list[int]:
     """What a sequence starts with: [BOS] or nothing. Errors: InputError when it is asked for and the tokenizer has none."""
-    tokenizer = transformer.tokenizer()
+    tokenizer: Any = transformer.tokenizer()
     if prepend_bos is None:
         first = tokenizer("a")["input_ids"][:1]
         prepend_bos = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
@@ -66,13 +67,13 @@ def check_context(transformer: Transformer, context_length: int) -> None:
 def _tokenised(documents: Iterable[Document], transformer: Transformer) -> Iterator[tuple[list[int], bool]]:
     tokenizer: Any = transformer.tokenizer()
     vocabulary = transformer.config().get_text_config().vocab_size
-    for tokenised, group in itertools.groupby(documents, lambda document: not isinstance(document, str)):
-        if not tokenised:
+    for is_text, group in itertools.groupby(documents, lambda document: isinstance(document, str)):
+        if is_text:
             for texts in _portions(group):
                 ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
                 yield from ((document, False) for document in ids)
             continue
-        for document in group:
+        for document in cast("Iterator[list[int]]", group):
             if document and not 0 <= min(document) <= max(document) < vocabulary:
                 raise InputError(
                     f"the text holds token id {max(document)}, but the vocabulary of '{transformer.name}' ends at {vocabulary - 1}:"

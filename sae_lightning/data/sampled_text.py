@@ -51,7 +51,7 @@ class SampledText(Text):
 
 
 def _first(transformer: Transformer) -> list[int]:
-    tokenizer = transformer.tokenizer()
+    tokenizer: Any = transformer.tokenizer()
     for i in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if i is not None:
             return [i]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -11,12 +11,12 @@ class _Layer(DynamicLayer):
     def __init__(self, length: int):
         super().__init__()
         self.length = length
-        self.room: tuple[Tensor, Tensor] | None = None
+        self.room: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.room is None:
+        if not self.room:
             self.lazy_initialization(key_states, value_states)
-            self.room = tuple(new.new_empty(*new.shape[:-2], self.length, new.shape[-1]) for new in (key_states, value_states))
+            self.room = [new.new_empty(*new.shape[:-2], self.length, new.shape[-1]) for new in (key_states, value_states)]
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         for room, new in zip(self.room, (key_states, value_states), strict=True):
@@ -25,7 +25,7 @@ class _Layer(DynamicLayer):
         return self.keys, self.values
 
 
-def cache_of(model: nn.Module, length: int) -> DynamicCache:
+def cache_of(model: Any, length: int) -> DynamicCache:
     """An empty cache for sequences of at most `length` tokens. Layers of other kinds (sliding, linear) stay transformers' own."""
     cache = DynamicCache(config=model.config)
     cache.layers = [_Layer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]

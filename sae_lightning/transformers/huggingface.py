@@ -94,9 +94,10 @@ class HuggingFace(Transformer):
         from transformers import AutoModelForCausalLM
 
         with self._one_line("weights"), _no_progress_bar():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.path, dtype=DTYPES[self.dtype], use_safetensors=True, output_loading_info=True, **self._where()
             )
+        model, info = loaded
         if missing := sorted(info["missing_keys"]):
             raise InputError(
                 f"transformer '{self.path}': its weights lack {len(missing)} tensors, {missing[0]} for one: fetch or export it anew"

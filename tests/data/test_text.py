@@ -87,7 +87,7 @@ def test_a_long_txt_file_is_cut_at_a_line_end(tmp_path: Path):
     pieces = list(LocalText([str(tmp_path / "long.txt")]).documents())
     assert len(pieces) > 1
     assert all(piece.endswith("\n") for piece in pieces)
-    assert "".join(pieces) == content
+    assert "".join(map(str, pieces)) == content
 
 
 def test_local_token_ids(tmp_path: Path, gpt2: HuggingFace):

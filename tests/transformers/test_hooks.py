@@ -34,9 +34,9 @@ def test_an_input_given_by_keyword_and_the_first_of_several_outputs(llama: nn.Mo
         llama, ["model.layers.0.self_attn:in", "model.layers.0.self_attn", "model.layers.0.input_layernorm", "model.layers.0"], ids
     )
     torch.testing.assert_close(found["model.layers.0.self_attn:in"], found["model.layers.0.input_layernorm"], rtol=0, atol=0)
-    layer = llama.model.layers[0]
-    after_attention = llama.model.embed_tokens(ids) + found["model.layers.0.self_attn"]
-    expected = after_attention + layer.mlp(layer.post_attention_layernorm(after_attention))
+    part = llama.get_submodule
+    after_attention = part("model.embed_tokens")(ids) + found["model.layers.0.self_attn"]
+    expected = after_attention + part("model.layers.0.mlp")(part("model.layers.0.post_attention_layernorm")(after_attention))
     torch.testing.assert_close(found["model.layers.0"], expected)
 
 

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_smollm2_writes_english():
     transformer = SmolLM2(os.environ["SAE_LIGHTNING_TEST_CACHE"])
     assert transformer.widths(["model.layers.14"]) == {"model.layers.14": 576}
     assert transformer.hooks == ["model.layers.14"]
-    tokenizer = transformer.tokenizer()
+    tokenizer: Any = transformer.tokenizer()
     assert transformer.special_ids() == {tokenizer.convert_tokens_to_ids("<|endoftext|>")}
     assert tokenizer.tokenize("in 1907") == ["in", "Ġ", "1", "9", "0", "7"]
     text = "The capital of France is Paris, and the capital of Germany is"
