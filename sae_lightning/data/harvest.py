@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,24 +66,21 @@ class Harvest:
         self.seed, self.stores = seed, Path(stores)
         self.sequences = max_tokens // context_length if context_length > 0 else 0
         self._check_settings()
-        self._identity: dict[str, Any] | None = None
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What determines the rows, and nothing else. JSON-able."""
-        if self._identity is None:
-            identity = {
-                "transformer": self.transformer.identity(),
-                "hooks": self.hooks,
-                "text": self.text.identity(),
-                "context_length": self.context_length,
-                "sequences": self.sequences,
-                "seed": self.seed,
-                "dtype": self.dtype,
-                "exclusions": {"special": True, "on_nonfinite": self.on_nonfinite, "norm_above": self.exclude_norm_above},
-            }
-            self._identity = json.loads(json.dumps(identity))
-        return self._identity
+        identity = {
+            "transformer": self.transformer.identity(),
+            "hooks": self.hooks,
+            "text": self.text.identity(),
+            "context_length": self.context_length,
+            "sequences": self.sequences,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "exclusions": {"special": True, "on_nonfinite": self.on_nonfinite, "norm_above": self.exclude_norm_above},
+        }
+        return json.loads(json.dumps(identity))
 
     @property
     def path(self) -> Path:

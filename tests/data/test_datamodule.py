@@ -8,6 +8,7 @@ from torch import nn
 
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.forward import Rows
+from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.manifest import Manifest
 from sae_lightning.data.shuffle import BLOCK
 from sae_lightning.data.sources import cached, harvested
@@ -187,16 +188,21 @@ def test_positions_left_out_by_norm_count_as_special(tmp_path):
 class Recorder(L.LightningModule):
     """Trains nothing worth mentioning and remembers its batches."""
 
-    def __init__(self):
+    def __init__(self, data: ActivationDataModule):
         super().__init__()
+        self.data = data
         self.weight = nn.Parameter(torch.zeros(D))
         self.seen: list[torch.Tensor] = []
+        self.validated: list[torch.Tensor] = []
         self.validated: list[torch.Tensor] = []
 
     def training_step(self, batch, _):
         self.seen.append(batch.x.clone())
-        self.trainer.datamodule.batches_trained += 1
+        self.data.batches_trained += 1
         return (batch.x @ self.weight).square().mean()
+
+    def validation_step(self, batch, _):
+        self.validated.append(batch.x.clone())
 
     def validation_step(self, batch, _):
         self.validated.append(batch.x.clone())
@@ -205,11 +211,15 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")  # no loader here has workers
 def test_a_trainer_gets_the_batches_in_order_and_a_cursor_goes_on(tmp_path, data):
-    def fit(made, steps):
-        module = Recorder()
+    def fit(made, steps, steps_run):
+        module = Recorder(made)
         trainer = L.Trainer(
             max_steps=steps,
+            max_epochs=1,
+            val_check_interval=3,
+            num_sanity_val_steps=0,
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
@@ -218,13 +228,14 @@ def test_a_trainer_gets_the_batches_in_order_and_a_cursor_goes_on(tmp_path, data
             default_root_dir=tmp_path,
         )
         trainer.fit(module, datamodule=made)
+        torch.testing.assert_close(torch.cat(module.validated), torch.cat([held_out(made)] * (steps_run // 3)), rtol=0, atol=0)
         return module.seen
 
     expected = [data().train_batch(i).x for i in range(12)]
-    torch.testing.assert_close(fit(data(), 12), expected, rtol=0, atol=0)
+    torch.testing.assert_close(fit(data(), 12, 12), expected, rtol=0, atol=0)
     resumed = data()
     resumed.load_state_dict({"batches_trained": 5})
-    torch.testing.assert_close(fit(resumed, 3), expected[5:8], rtol=0, atol=0)
+    torch.testing.assert_close(fit(resumed, 8, 3), expected[5:8], rtol=0, atol=0)
 
 
 def test_harvested_makes_the_store_and_knows_its_shape_before(tmp_path):
@@ -252,6 +263,7 @@ def test_the_seed_of_a_run_never_harvests_again(tmp_path):
 def test_which_hook_points_are_harvested(tmp_path):
     def hooks(**settings):
         made = harvested(TinyLlama(), RandomText(), str(tmp_path), 64, **settings)
+        assert isinstance(made.source, Harvest)
         return made.source.hooks, made.hook
 
     assert hooks() == (HOOKS, HOOKS[0])
