@@ -1,5 +1,6 @@
 """The one LightningModule. It knows the interface `SAE`, and no architecture."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,9 +64,24 @@ class SAEModule(L.LightningModule):
         self.sae.dictionary.begin_(steps * per_step, per_step)
         self.sae.begin_(steps)
         sample = self.rows.sample(max(SAMPLE_ROWS, self.sae.calibration_rows()), seed=0)
-        x, y = self.scaled(Batch(*(rows.to(self.device) for rows in sample)))
+        x, y = self.scaled(sample.to(self.device))
         self.sae.dictionary.initialise_(y[:SAMPLE_ROWS])
         self.sae.calibrate_(x)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sae"] = self.kind
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Errors: InputError for a checkpoint of another architecture or size."""
+        found = checkpoint.get("sae")
+        if found != self.kind:
+            raise InputError(f"the checkpoint is of {_said(found)}, this run trains {_said(self.kind)}: resume with the settings of the run that wrote it")
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        d = self.sae.dictionary
+        return {"architecture": type(self.sae).__name__, "d_sae": d.d_sae, "d_in": d.shape.d_in, "d_out": d.shape.d_out}
 
     def configure_optimizers(self) -> Any:
         decayed = self.sae.dictionary.decayed()
@@ -99,13 +115,11 @@ class SAEModule(L.LightningModule):
         self.step_sums, self.sums = sum_over_ranks_(self.sums), {}
         self.sae.dictionary.after_step_(self.step_sums["fires"], self.step_sums["rows"])
         self.sae.after_step_(self.step_sums)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        if self.last is not None and not self.sums:
-            self._log_training(*self.last)
+        if self.last is not None:
+            self._log_training(*self.last, done=self.trainer.global_step + 1)  # Lightning counts this step when it has returned
 
     @torch.no_grad()
-    def _log_training(self, batch: Batch, step: Step) -> None:
+    def _log_training(self, batch: Batch, step: Step, done: int) -> None:
         self.train_metrics.update(batch, step)
         values = _named("train/", step, float(step.loss)) | {f"train/{name}": float(value) for name, value in self.train_metrics.compute().items()}
         self.train_metrics.reset()
@@ -116,9 +130,9 @@ class SAEModule(L.LightningModule):
         values["train/alive"] = self.sae.dictionary.d_sae - values["train/dead"]
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in self.loggers:
-            logger.log_metrics(values, step=self.trainer.global_step)
-        if values["train/loss"] != values["train/loss"]:
-            raise InputError(f"the loss is not a number at step {self.trainer.global_step}: lower optimizer.lr, or look for NaN in the rows")
+            logger.log_metrics(values, step=done)
+        if not math.isfinite(values["train/loss"]):
+            raise InputError(f"the loss is {values['train/loss']} at step {done}: lower optimizer.lr, or look for NaN and infinity in the rows")
 
     # -- validation -------------------------------------------------------------------------------------------------
 
@@ -127,8 +141,8 @@ class SAEModule(L.LightningModule):
         rows = torch.tensor(float(len(batch.y)), dtype=torch.float64, device=self.device)
         terms = {f"loss/{name}": term.weight * term.value for name, term in step.losses.items()} | {"loss": step.loss}
         terms |= {name: term.value for name, term in step.losses.items()}
-        for name, value in {name: value.detach() * rows for name, value in terms.items()} .items():
-            self.validation_sums[name] = self.validation_sums.get(name, 0) + value
+        for name, value in terms.items():
+            self.validation_sums[name] = self.validation_sums.get(name, 0) + value.detach() * rows
         self.validation_sums["rows"] = self.validation_sums.get("rows", 0) + rows
         self.metrics.update(batch, self.raw(step))
 
@@ -138,7 +152,8 @@ class SAEModule(L.LightningModule):
         values = {f"val/{name}": total / rows for name, total in sums.items()}
         values |= {f"val/{name}": value for name, value in self.metrics.compute().items()}
         self.metrics.reset()
-        self.log_dict({name: value.float() for name, value in values.items()})
+        step = {"step": float(self.trainer.global_step)}  # without it Lightning writes the number of the batch, one less
+        self.log_dict({name: value.float() for name, value in values.items()} | step, sync_dist=True)
 
     # -- scales -----------------------------------------------------------------------------------------------------
 
@@ -159,6 +174,10 @@ class SAEModule(L.LightningModule):
         rows = torch.tensor(len(step.reconstruction), device=self.device)
         for name, value in {"rows": rows, "fires": step.latents.fires(), **step.sums}.items():
             self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
+
+
+def _said(kind: dict[str, Any] | None) -> str:
+    return "no SAE" if kind is None else "{architecture} with {d_sae} latents on rows of width {d_in}".format(**kind)
 
 
 def _detached(step: Step) -> Step:

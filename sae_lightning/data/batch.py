@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +12,11 @@ class Batch(NamedTuple):
 
     x: Float[Tensor, "batch d_in"]
     y: Float[Tensor, "batch d_out"]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The same rows there; one tensor stays one tensor."""
+        x = self.x.to(device, non_blocking=non_blocking)
+        return Batch(x, x if self.y is self.x else self.y.to(device, non_blocking=non_blocking))
 
 
 class Shape(NamedTuple):

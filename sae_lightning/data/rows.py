@@ -91,6 +91,9 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(_HeldOut(lambda: (_share(batch, rank, ranks) for batch in self.held_out())), batch_size=None, collate_fn=_as_it_is)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
+
     def state_dict(self) -> dict[str, int]:
         return {"batches_trained": self.batches_trained}
 

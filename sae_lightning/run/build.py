@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, open_dict
 from torchmetrics import MetricCollection
 
@@ -15,6 +15,7 @@ from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.run import Evaluation
 from sae_lightning.module import SAEModule
+from sae_lightning.run.quiet import quiet
 
 PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
 
@@ -30,6 +31,7 @@ class Run(NamedTuple):
 
 def build(cfg: DictConfig) -> Run:
     """Every part of the run that `cfg` describes, seeded; nothing heavy is done yet. Errors: InputError for what cannot be."""
+    quiet()
     _check_precision(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
@@ -67,6 +69,7 @@ def _trainer(cfg: DictConfig) -> L.Trainer:
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.paths.run,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
