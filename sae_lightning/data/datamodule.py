@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_lightning.data.batch import Batch, Shape
 from sae_lightning.data.harvest import Harvest
-from sae_lightning.data.rows import RowsDataModule
+from sae_lightning.data.rows import RowsDataModule, scale_of
 from sae_lightning.data.shuffle import ShuffledRows, Split, split
 from sae_lightning.data.store import ExistingStore, Store, check_hook
 from sae_lightning.errors import InputError
@@ -40,13 +40,13 @@ class ActivationDataModule(RowsDataModule):
         seed: int = 0,
         transformer: Transformer | None = None,
     ):
-        super().__init__(batch_size)
+        super().__init__(batch_size, scale)
         if pool_rows < 1:
             raise InputError(f"data.pool_rows is {pool_rows}: give a positive number of rows")
         if validation_rows is not None and validation_rows < 1:
             raise InputError(f"data.validation_rows is {validation_rows}: give a positive number of rows, or null for 5 %")
         self.source, self.hook, self.transformer = source, hook, transformer
-        self.validation_rows, self.pool_rows, self.scaled_by, self.seed = validation_rows, pool_rows, scale, seed
+        self.validation_rows, self.pool_rows, self.seed = validation_rows, pool_rows, seed
 
     def prepare_data(self) -> None:
         """Makes the store, where it is not complete."""
@@ -84,12 +84,10 @@ class ActivationDataModule(RowsDataModule):
 
     @property
     def scale(self) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_out"]]:
-        d = self.shape.d_in
-        mean_square = self.store.statistics(self.hook).mean_square_norm
-        factor = {"unit": mean_square, "sqrt_d": mean_square / d, "none": 1.0}[self.scaled_by] ** 0.5
-        if factor == 0:
+        d, mean_square = self.shape.d_in, self.store.statistics(self.hook).mean_square_norm
+        if mean_square == 0:
             raise InputError(f"all rows at hook point '{self.hook}' of {self.store.path} are 0: choose another hook point")
-        scale = torch.full((d,), factor)
+        scale = torch.full((d,), scale_of(mean_square, d, self.scale_mode))
         return scale, scale
 
     def train_batch(self, index: int) -> Batch:
