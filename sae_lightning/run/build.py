@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-from hydra.utils import instantiate
+import hydra.utils
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, open_dict
 from torchmetrics import MetricCollection
@@ -18,6 +18,10 @@ from sae_lightning.module import SAEModule
 from sae_lightning.run.quiet import quiet
 
 PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
+
+
+instantiate = partial(hydra.utils.instantiate, _convert_="all")
+"""Lists and dicts arrive as Python's own."""
 
 
 class Run(NamedTuple):

@@ -19,5 +19,11 @@ def score(cfg: DictConfig, data: RowsDataModule, folder: Path, sae: Path | None 
     if not evaluations:
         return {}
     scores = evaluate(load_sae(sae or folder / "sae"), data, evaluations, folder, nulls=cfg.nulls)
-    Console().print(table(scores, title=str(folder)))
+    Console().print(table(scores))
+    print(f"run     {_short(folder)}\nsae     {_short(sae or folder / 'sae')}\nscores  {_short(folder / 'scores.json')}", flush=True)
     return scores
+
+
+def _short(path: Path) -> Path:
+    """Relative to the folder where the command was typed, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
