@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import os
 import string
 import sys
@@ -20,6 +21,7 @@ from sae_lightning.run.command import Command, read, validate
 from sae_lightning.run.composer import Composer, one_line
 from sae_lightning.run.folder import existing, rank, remove_traces
 
+log = logging.getLogger(__name__)
 Main = Callable[[DictConfig], float | None]
 
 
@@ -123,13 +125,15 @@ def _task(main: Main, keep: list[Path], sweeps: set[Path]) -> Main:
 
     @functools.wraps(main)
     def task(cfg: DictConfig) -> float | None:
+        job = HydraConfig.get()
+        if rank() == 0:
+            log.info("folder: %s", job.runtime.output_dir)
         try:
             return main(cfg)
         except Exception as error:
             problem = input_error(error)
             if problem is None:
                 raise
-            job = HydraConfig.get()
             is_sweep = job.mode == RunMode.MULTIRUN
             if rank() == 0:
                 remove_traces(Path(job.runtime.output_dir), [*keep, Path(job.sweep.dir)] if is_sweep else keep)

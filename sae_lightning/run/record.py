@@ -63,6 +63,7 @@ def start_record(folder: str | Path, *, seed: int, module: nn.Module) -> None:
             "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
         },
         "module": str(module).splitlines(),
+        "shapes": {name: list(parameter.shape) for name, parameter in module.named_parameters()},
     }
     if earlier is not None:
         part = {key: earlier.get(key) for key in ("status", "started", "duration_s", "rows_seen", "command")}

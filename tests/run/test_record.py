@@ -27,6 +27,7 @@ def test_a_run_is_recorded_from_its_beginning(tmp_path, module):
     assert (after["status"], after["rows_seen"], after["seed"]) == ("finished", 4096, 3)
     assert after["duration_s"] >= 0
     assert after["parameters"] == {"total": 8, "trainable": 6}
+    assert after["shapes"] == {"0.weight": [2, 3], "0.bias": [2]}
     assert "Linear(in_features=3, out_features=2, bias=True)" in "\n".join(after["module"])
     assert after["versions"]["hydra-core"].startswith("1.3")
     assert set(after["hardware"]) == {"cpu", "cores", "torch_threads", "memory_bytes", "gpus"}

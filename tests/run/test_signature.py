@@ -110,6 +110,15 @@ def test_a_public_face_is_followed_and_foreign_imports_are_not(package):
     assert source_file("heavy_package.in ner") is None
 
 
+def test_a_module_of_another_folder_that_a_package_was_widened_by(tmp_path, monkeypatch):
+    import sae_lightning.models
+
+    (tmp_path / "dummy.py").write_text("class Dummy:\n    def __init__(self, size: int):\n        pass\n")
+    assert signature("sae_lightning.models.dummy.Dummy") is None
+    monkeypatch.setattr(sae_lightning.models, "__path__", [*sae_lightning.models.__path__, str(tmp_path)])
+    assert list(signature("sae_lightning.models.dummy.Dummy").parameters) == ["size"]
+
+
 @pytest.mark.parametrize(
     "target",
     [
