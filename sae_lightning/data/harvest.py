@@ -169,13 +169,15 @@ class Harvest:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Holds the lock of the store; says once for whom it waits. The lock of a process that died is free."""
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             log.warning("waiting for %s to harvest %s", _owner(self.path), self.path)
             lock.acquire(poll_interval=0.5)
+        except OSError as error:
+            raise InputError(f"cannot write into {self.path} ({error.strerror}): set paths.stores to a folder of yours") from error
         try:
             write_json(self.path / OWNER, {"host": socket.gethostname(), "pid": os.getpid()})
             yield

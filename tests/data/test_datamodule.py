@@ -194,15 +194,11 @@ class Recorder(L.LightningModule):
         self.weight = nn.Parameter(torch.zeros(D))
         self.seen: list[torch.Tensor] = []
         self.validated: list[torch.Tensor] = []
-        self.validated: list[torch.Tensor] = []
 
     def training_step(self, batch, _):
         self.seen.append(batch.x.clone())
         self.data.batches_trained += 1
         return (batch.x @ self.weight).square().mean()
-
-    def validation_step(self, batch, _):
-        self.validated.append(batch.x.clone())
 
     def validation_step(self, batch, _):
         self.validated.append(batch.x.clone())

@@ -3,6 +3,7 @@ import logging
 import multiprocessing
 import random
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,15 +111,16 @@ def slowed(stores, seconds):
 
 
 @forks
-def test_a_killed_harvest_goes_on_and_ends_equal_to_an_uninterrupted_one(tmp_path):
+def test_a_killed_harvest_goes_on_and_ends_equal_to_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lightning.data.harvest.ROWS_FOR_MEDIAN", 100)  # so that shards are written early
     whole = harvest(tmp_path / "whole", exclude_norm_above=1.3).ensure()
-    killed = slowed(tmp_path / "killed", 0.002)  # 64 sequences: 0.13 s, and as much for the rest
+    killed = slowed(tmp_path / "killed", 0.002)  # 64 sequences: at least 0.13 s
     chance = random.Random(0)
     kills = 0
     for _ in range(60):
         process = fork.Process(target=killed.ensure)
         process.start()
-        process.join(chance.uniform(0.02, 0.3))
+        process.join(chance.uniform(0.01, 0.03) * (kills + 1))
         if process.exitcode is not None:
             break
         process.kill()
@@ -252,6 +254,7 @@ def test_special_tokens_are_left_out_and_that_is_said(tmp_path, caplog):
         ({"exclude_norm_above": 0.5}, "data.exclude_norm_above is 0.5"),
         ({"hooks": []}, "data.hooks is"),
         ({"hooks": ["model.layers.7"]}, "model.layers.7"),
+        ({"stores": Path(__file__)}, r"cannot write into .*: set paths.stores to a folder of yours"),
         ({"max_tokens": 10**16}, r"the activations need \d+ MB and the disk of"),
         ({"text": RandomText(length=0)}, "the text 'random' gives no row"),
         ({"text": RandomText(highest=90)}, "tokenised for another transformer"),
@@ -259,7 +262,7 @@ def test_special_tokens_are_left_out_and_that_is_said(tmp_path, caplog):
 )
 def test_bad_input_is_one_line(tmp_path, settings, message):
     with pytest.raises(InputError, match=message) as error:
-        harvest(tmp_path / "stores", **settings).ensure()
+        harvest(settings.pop("stores", tmp_path / "stores"), **settings).ensure()
     assert "\n" not in str(error.value)
 
 
