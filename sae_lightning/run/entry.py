@@ -14,7 +14,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.command import Command, read, validate
@@ -82,7 +83,7 @@ def _run(main: Main, config_name: str) -> None:
             print(help_text(composer))
             return
         cfg = validate(composer, command.words, command.flags.multirun)
-        keep = [existing(Path(cfg.hydra.run.dir)), existing(Path(cfg.hydra.sweep.dir))]
+        keep = [existing(_folder(cfg, command.flags.multirun))]
     sweeps: set[Path] = set()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(_task(main, keep, sweeps))()
@@ -105,6 +106,15 @@ def _composer(command: Command, conf: Path, config_name: str) -> Composer:
     if not any((folder / f"{name.removesuffix('.yaml')}.yaml").is_file() for folder in folders):
         raise InputError(f"there is no {name}.yaml in {conf}")
     return Composer(conf, name, extra, command.words)
+
+
+def _folder(cfg: DictConfig, multirun: bool) -> Path:
+    """Where a run, or a whole sweep, will write. Errors: InputError where the configuration does not say."""
+    key = "hydra.sweep.dir" if multirun or cfg.hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
+    try:
+        return Path(OmegaConf.select(cfg, key))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{key} cannot be resolved: {str(error).splitlines()[0]}") from error
 
 
 def help_text(composer: Composer) -> str:

@@ -72,6 +72,13 @@ def test_what_the_readme_says_is_accepted(words, composers):
     validate(composers["train"], [word for word in typed if word != "-m"], multirun="-m" in typed)
 
 
+@pytest.mark.parametrize(("name", "words"), [("train", []), ("evaluate", ["run=outputs/a"])])
+def test_it_is_known_where_runs_and_sweeps_write(name, words, composers):
+    cfg = composers[name].compose(words)
+    assert cfg.hydra.run.dir.startswith("outputs/")
+    assert cfg.hydra.sweep.dir.startswith("multirun/")
+
+
 def test_a_debug_choice_acts(composers):
     assert validate(composers["train"], ["debug=fast"]).trainer.max_steps < validate(composers["train"], []).trainer.max_steps
 
