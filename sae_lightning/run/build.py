@@ -75,6 +75,7 @@ def _trainer(cfg: DictConfig) -> L.Trainer:
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
+        max_epochs=1,
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
         use_distributed_sampler=False,
