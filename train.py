@@ -14,8 +14,7 @@ def main(cfg: DictConfig) -> float:
     trainer, module, data, folder = build(cfg)
     with recording(folder, seed=cfg.seed, module=module, rows_seen=lambda: data.batches_trained * data.batch_size):
         trainer.fit(module, data)
-        if trainer.is_global_zero:
-            score(cfg, data, folder)
+        score(cfg, data, folder)
     return float(trainer.callback_metrics[cfg.optimized_metric])
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -127,12 +126,14 @@ def read(folder: str | Path) -> InferenceSAE:
     weights: dict[str, Tensor] = {}
     try:
         with safe_open(folder / "sae.safetensors", "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}/sae.safetensors cannot be read ({error}): copy or export it again") from None
     _check_shapes(folder, description, weights)
     with contextlib.suppress(KeyError):
-        return InferenceSAE(weights, subtract=description["subtract"], k=description["k"], cap=description["cap"], about=description["about"])
+        return InferenceSAE(
+            weights, subtract=description["subtract"], k=description["k"], cap=description["cap"], about=description["about"]
+        )
     raise InputError(f"{folder}/sae.json is incomplete: export the run's SAE again")
 
 
@@ -142,7 +143,16 @@ def _check_shapes(folder: Path, description: dict[str, Any], weights: dict[str, 
     if description.get("k") is None and "threshold" not in weights:
         raise InputError(f"{folder} has neither k nor a threshold: export the run's SAE again")
     d_in, d_out, d_sae = (description.get(key) for key in ("d_in", "d_out", "d_sae"))
-    wanted = {"W_enc": (d_sae, d_in), "W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,), "threshold": (d_sae,), "W_skip": (d_out, d_in)}
+    wanted = {
+        "W_enc": (d_sae, d_in),
+        "W_dec": (d_sae, d_out),
+        "b_enc": (d_sae,),
+        "b_dec": (d_out,),
+        "threshold": (d_sae,),
+        "W_skip": (d_out, d_in),
+    }
     for name, weight in weights.items():
         if name not in wanted or tuple(weight.shape) != wanted[name]:
-            raise InputError(f"{folder}: {name} has shape {tuple(weight.shape)}, sae.json says {wanted.get(name)}: weights and description are not of one SAE")
+            raise InputError(
+                f"{folder}: {name} has shape {tuple(weight.shape)}, sae.json says {wanted.get(name)}: weights and description are not of one SAE"
+            )

@@ -75,7 +75,9 @@ class SAEModule(L.LightningModule):
         """Errors: InputError for a checkpoint of another architecture or size."""
         found = checkpoint.get("sae")
         if found != self.kind:
-            raise InputError(f"the checkpoint is of {_said(found)}, this run trains {_said(self.kind)}: resume with the settings of the run that wrote it")
+            raise InputError(
+                f"the checkpoint is of {_said(found)}, this run trains {_said(self.kind)}: resume with the settings of the run that wrote it"
+            )
 
     @property
     def kind(self) -> dict[str, Any]:
@@ -90,7 +92,10 @@ class SAEModule(L.LightningModule):
         optimizer = self.make_optimizer([{"params": decayed}, {"params": others, "weight_decay": 0.0}])
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer, self.trainer.max_steps), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer, self.trainer.max_steps), "interval": "step"},
+        }
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -121,18 +126,25 @@ class SAEModule(L.LightningModule):
     @torch.no_grad()
     def _log_training(self, batch: Batch, step: Step, done: int) -> None:
         self.train_metrics.update(batch, step)
-        values = _named("train/", step, float(step.loss)) | {f"train/{name}": float(value) for name, value in self.train_metrics.compute().items()}
+        values = _named("train/", step, float(step.loss)) | {
+            f"train/{name}": float(value) for name, value in self.train_metrics.compute().items()
+        }
         self.train_metrics.reset()
         group = type(self.sae).__module__.rsplit(".", 1)[-1]
         values |= {f"{group}/{name}": float(number) for name, number in self.sae.numbers().items()}
-        values |= {"train/dead": float(self.sae.dictionary.dead.sum()), "details/rows": float(self.rows.batches_trained * self.rows.batch_size)}
+        values |= {
+            "train/dead": float(self.sae.dictionary.dead.sum()),
+            "details/rows": float(self.rows.batches_trained * self.rows.batch_size),
+        }
         values["train/dead_pct"] = 100 * values["train/dead"] / self.sae.dictionary.d_sae
         values["train/alive"] = self.sae.dictionary.d_sae - values["train/dead"]
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in self.loggers:
             logger.log_metrics(values, step=done)
         if not math.isfinite(values["train/loss"]):
-            raise InputError(f"the loss is {values['train/loss']} at step {done}: lower optimizer.lr, or look for NaN and infinity in the rows")
+            raise InputError(
+                f"the loss is {values['train/loss']} at step {done}: lower optimizer.lr, or look for NaN and infinity in the rows"
+            )
 
     # -- validation -------------------------------------------------------------------------------------------------
 
@@ -182,7 +194,9 @@ def _said(kind: dict[str, Any] | None) -> str:
 
 def _detached(step: Step) -> Step:
     losses = {name: term._replace(value=term.value.detach()) for name, term in step.losses.items()}
-    return step._replace(latents=step.latents.with_values(step.latents.values.detach()), reconstruction=step.reconstruction.detach(), losses=losses)
+    return step._replace(
+        latents=step.latents.with_values(step.latents.values.detach()), reconstruction=step.reconstruction.detach(), losses=losses
+    )
 
 
 def _named(prefix: str, step: Step, loss: float) -> dict[str, float]:

@@ -30,3 +30,8 @@ def sum_over_ranks_(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     return sums
 
 
+def part() -> None:
+    """Ends what the processes of a run do together: each goes on alone. Every rank must call it."""
+    if count() > 1:
+        dist.barrier()
+        dist.destroy_process_group()

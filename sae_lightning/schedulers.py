@@ -29,7 +29,9 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, final: float 
 
 def _schedule(optimizer: Optimizer, steps: int, warmup: float, decay: float, fall: Callable[[float], float]) -> LambdaLR:
     if not (0 <= warmup <= 1 and 0 <= decay <= 1 and warmup + decay <= 1 + 1e-9):
-        raise InputError(f"scheduler.warmup={warmup} and scheduler.decay={decay} are shares of the run: between 0 and 1, together at most 1")
+        raise InputError(
+            f"scheduler.warmup={warmup} and scheduler.decay={decay} are shares of the run: between 0 and 1, together at most 1"
+        )
     rise, start = warmup * steps, steps * (1 - decay)
 
     def factor(step: int) -> float:

@@ -87,7 +87,9 @@ def test_the_knob_moves_l0_the_right_way(trained, tmp_path: Path) -> None:
     parameter = knob(name)
     found = []
     for value in KNOBS[parameter]:
-        run = fit(f"model={name} {SMALL} callbacks=none model.{parameter}={value} trainer.max_steps=100 optimizer.lr=3e-3", tmp_path / str(value))
+        run = fit(
+            f"model={name} {SMALL} callbacks=none model.{parameter}={value} trainer.max_steps=100 optimizer.lr=3e-3", tmp_path / str(value)
+        )
         batch = next(iter(run.data.held_out()))
         found.append(float(run.module.inference().encode(batch.x).l0_per_row().double().mean()))
     assert found == sorted(found), (KNOBS[parameter], found)
@@ -97,7 +99,10 @@ def test_the_knob_moves_l0_the_right_way(trained, tmp_path: Path) -> None:
 def test_accumulated_micro_batches_are_one_step(trained, tmp_path: Path) -> None:
     """Two micro-batches make one optimizer step: half as many counts, the same rows."""
     name, _ = trained
-    run = fit(f"model={name} {SMALL} trainer.accumulate_grad_batches=2 trainer.max_steps=4 trainer.val_check_interval=8 trainer.log_every_n_steps=4 callbacks=none", tmp_path)
+    run = fit(
+        f"model={name} {SMALL} trainer.accumulate_grad_batches=2 trainer.max_steps=4 trainer.val_check_interval=8 trainer.log_every_n_steps=4 callbacks=none",
+        tmp_path,
+    )
     assert run.data.batches_trained == 8
     assert int(run.module.step_sums["rows"]) == 2 * run.data.batch_size
     assert int(run.module.sae.dictionary.rows_since_fired.max()) <= 8 * run.data.batch_size
@@ -117,7 +122,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path: Path, monkeyp
 
     make = build.build_all
     with monkeypatch.context() as patch:
-        patch.setattr(build, "build_all", lambda group: make(group) | ({"stop": StopAt(20)} if group is not None and "last" in group else {}))
+        patch.setattr(
+            build, "build_all", lambda group: make(group) | ({"stop": StopAt(20)} if group is not None and "last" in group else {})
+        )
         fit(words(name), tmp_path)
     again = fit(words(name), tmp_path, tmp_path / "checkpoints" / "last.ckpt")
     assert again.trainer.global_step == whole.trainer.global_step == 40

@@ -89,7 +89,9 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        return DataLoader(_HeldOut(lambda: (_share(batch, rank, ranks) for batch in self.held_out())), batch_size=None, collate_fn=_as_it_is)
+        return DataLoader(
+            _HeldOut(lambda: (_share(batch, rank, ranks) for batch in self.held_out())), batch_size=None, collate_fn=_as_it_is
+        )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
@@ -134,7 +136,7 @@ def _share(batch: Batch, rank: int, ranks: int) -> Batch:
     return Batch(x, x if batch.y is batch.x else batch.y[rank::ranks])
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -32,9 +32,13 @@ class SyntheticDataModule(RowsDataModule):
                  rows_held_out: int = 16384, scale: str = "unit", seed: int = 0):  # fmt: skip
         super().__init__(batch_size, scale)
         if not (d >= 1 and 0 < 8 * l0 <= n_directions):
-            raise InputError(f"data.d={d}, data.n_directions={n_directions}, data.l0={l0}: choose d ≥ 1 and at most an eighth of the directions active on average")
+            raise InputError(
+                f"data.d={d}, data.n_directions={n_directions}, data.l0={l0}: choose d ≥ 1 and at most an eighth of the directions active on average"
+            )
         if noise < 0 or not 0 <= correlation <= 1 or rows_held_out < 1:
-            raise InputError(f"data.noise={noise} must not be negative, data.correlation={correlation} lies in [0, 1], data.rows_held_out={rows_held_out} is positive")
+            raise InputError(
+                f"data.noise={noise} must not be negative, data.correlation={correlation} lies in [0, 1], data.rows_held_out={rows_held_out} is positive"
+            )
         self.d, self.l0, self.noise, self.correlation, self.seed, self.rows_held_out = d, l0, noise, correlation, seed, rows_held_out
         self.directions: Float[Tensor, "n d"] = F.normalize(torch.randn(n_directions, d, generator=generator(seed, "directions")), dim=1)
         frequencies = (torch.arange(1, n_directions + 1) + n_directions / 16).double() ** -zipf
@@ -84,7 +88,9 @@ class SyntheticDataModule(RowsDataModule):
     def _signal(self, g: torch.Generator) -> Tensor:
         """Draws with replacement of which only the first of each direction counts: the same as drawing without."""
         most = round(2 * self.l0)
-        draws = torch.searchsorted(self.cumulative, torch.rand(CHUNK, most + most // 2 + 8, generator=g)).clamp(max=len(self.directions) - 1)
+        draws = torch.searchsorted(self.cumulative, torch.rand(CHUNK, most + most // 2 + 8, generator=g)).clamp(
+            max=len(self.directions) - 1
+        )
         count = torch.rand(CHUNK, most, generator=g).lt(0.5).sum(1, keepdim=True)
         first = _first_of_each(draws)
         active = first & (first.cumsum(1) <= count)

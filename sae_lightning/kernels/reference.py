@@ -37,7 +37,9 @@ def by_latent(entries: Entries) -> ByLatent:
     return ByLatent(order, entries.rows[order], starts)
 
 
-def weighted_sum(weights: Float[Tensor, " n"], index: Int[Tensor, " n"], table: Float[Tensor, "m d"], offsets: Int[Tensor, " bags"]) -> Tensor:
+def weighted_sum(
+    weights: Float[Tensor, " n"], index: Int[Tensor, " n"], table: Float[Tensor, "m d"], offsets: Int[Tensor, " bags"]
+) -> Tensor:
     """out[b] = Σ over the entries i of bag b of weights[i] · table[index[i]]; bags stand one after another, b begins at offsets[b]."""
     if len(index) == 0:
         return table.new_zeros(len(offsets), table.shape[1])

@@ -14,6 +14,7 @@ from sae_lightning.models.dictionary import Dictionary
 MakeDictionary = Callable[..., Dictionary]
 """`Dictionary` with widths and size filled in; an architecture adds what it wants of it: `unit_norm`, `init_norm`, …"""
 
+
 class Term(NamedTuple):
     """One term of the loss: logged plain as `train/<name>` and times its weight as `loss/<name>`."""
 

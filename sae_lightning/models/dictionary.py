@@ -87,7 +87,9 @@ class Dictionary(nn.Module):
         self.rows_since_fired.add_(rows).mul_(fires == 0)
 
     @torch.no_grad()
-    def revive_(self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"], encoder_norm: float | None = None) -> None:
+    def revive_(
+        self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"], encoder_norm: float | None = None
+    ) -> None:
         """Points latents at directions of the data: encoder at x, decoder at y (definitions §3).
 
         `encoder_norm`: of the new encoder rows; None: a fifth of the mean norm of the living ones (of 1 where none lives).
@@ -103,7 +105,9 @@ class Dictionary(nn.Module):
         """What weight decay may touch: never W_dec, thresholds or biases."""
         return [self.W_enc] if self.W_skip is None else [self.W_enc, self.W_skip]
 
-    def to_inference(self, *, threshold: Float[Tensor, " d_sae"] | None = None, k: int | None = None, cap: float | None = None) -> InferenceSAE:
+    def to_inference(
+        self, *, threshold: Float[Tensor, " d_sae"] | None = None, k: int | None = None, cap: float | None = None
+    ) -> InferenceSAE:
         """The same function with an activation that looks at one row at a time."""
         weights = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
         if threshold is not None:
@@ -119,7 +123,9 @@ class Dictionary(nn.Module):
 
 def _size(d_in: int, expansion_factor: float | None, d_sae: int | None) -> int:
     if (expansion_factor is None) == (d_sae is None):
-        raise InputError("give dictionary.expansion_factor or dictionary.d_sae, and set the other to null: the size of the dictionary is said once")
+        raise InputError(
+            "give dictionary.expansion_factor or dictionary.d_sae, and set the other to null: the size of the dictionary is said once"
+        )
     size = d_sae if d_sae is not None else round(expansion_factor * d_in)  # type: ignore[operator]
     if size < 1:
         raise InputError(f"the dictionary would have {size} latents: choose a larger dictionary.expansion_factor or dictionary.d_sae")

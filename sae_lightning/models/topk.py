@@ -18,7 +18,9 @@ class TopK(SAE):
         super().__init__()
         self.dictionary = dictionary(unit_norm=True)
         if not 1 <= k <= self.dictionary.d_sae:
-            raise InputError(f"model.k is {k}, and the dictionary has {self.dictionary.d_sae} latents: choose 1 ≤ k ≤ {self.dictionary.d_sae}")
+            raise InputError(
+                f"model.k is {k}, and the dictionary has {self.dictionary.d_sae} latents: choose 1 ≤ k ≤ {self.dictionary.d_sae}"
+            )
         self.k, self.revival = k, revival or no_revival
 
     def step(self, x: Tensor, y: Tensor) -> Step:

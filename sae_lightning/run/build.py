@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import hydra.utils
+import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, open_dict
 from torchmetrics import MetricCollection
@@ -86,5 +86,5 @@ def _check_precision(cfg: DictConfig) -> None:
     precision = str(cfg.trainer.precision)
     if precision not in PRECISIONS:
         raise InputError(
-            f"trainer.precision={precision} is refused: thresholds, running averages and dead counters need float32 state; choose {' or '.join(PRECISIONS[::4])}"
+            f"trainer.precision={precision} is refused, since thresholds, averages and counters are float32: choose 32-true or bf16-mixed"
         )

@@ -7,16 +7,22 @@ from omegaconf import DictConfig
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.evaluation.run import Scores, evaluate
 from sae_lightning.load import load_sae
+from sae_lightning.ranks import part
 from sae_lightning.report.table import table
 from sae_lightning.run.build import build_evaluations
+from sae_lightning.run.folder import rank
 
 
 def score(cfg: DictConfig, data: RowsDataModule, folder: Path, sae: Path | None = None) -> Scores:
-    """Evaluates the SAE in `sae` (None: `folder`/sae), writes scores.json and plots into `folder`, prints a table."""
+    """Evaluates the SAE in `sae` (None: `folder`/sae), writes scores.json and plots into `folder`, prints a table.
+
+    Every rank of a run must call it; rank 0 does the work, alone.
+    """
     from rich.console import Console
 
+    part()
     evaluations = build_evaluations(cfg)
-    if not evaluations:
+    if not evaluations or rank() != 0:
         return {}
     scores = evaluate(load_sae(sae or folder / "sae"), data, evaluations, folder, nulls=cfg.nulls)
     Console().print(table(scores))

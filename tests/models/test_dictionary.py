@@ -62,7 +62,9 @@ def test_the_projection_is_idempotent_and_keeps_what_is_orthogonal(seed: int) ->
     once = d.W_dec.grad.clone()
     assert_close((once * d.W_dec).sum(1), torch.zeros(9), atol=1e-5, rtol=0)
     parallel = gradient - once
-    assert_close(parallel, (parallel * d.W_dec).sum(1, keepdim=True) / d.W_dec.square().sum(1, keepdim=True) * d.W_dec, atol=1e-5, rtol=1e-4)
+    assert_close(
+        parallel, (parallel * d.W_dec).sum(1, keepdim=True) / d.W_dec.square().sum(1, keepdim=True) * d.W_dec, atol=1e-5, rtol=1e-4
+    )
     d.before_step_()
     assert_close(d.W_dec.grad, once, atol=1e-6, rtol=1e-5)
 

@@ -1,7 +1,7 @@
 """Two latents on rows of width two, worked out by hand.
 
-    x = (3, 1), (0, 2)      W_enc = (1, 0), (0, 1)      W_dec = (1, 0), (0.6, 0.8)      b_enc = (0, −0.5)      b_dec = (0, 0)
-    h = (3, 0.5), (0, 1.5)
+x = (3, 1), (0, 2)      W_enc = (1, 0), (0, 1)      W_dec = (1, 0), (0.6, 0.8)      b_enc = (0, −0.5)      b_dec = (0, 0)
+h = (3, 0.5), (0, 1.5)
 """
 
 from functools import partial
@@ -11,7 +11,6 @@ import torch
 from torch.testing import assert_close
 
 from sae_lightning.data.batch import Shape
-from sae_lightning.models.base import SAE
 from sae_lightning.models.dictionary import Dictionary
 from sae_lightning.models.lagrangian import Lagrangian
 from sae_lightning.models.relu import ReLU
@@ -20,7 +19,7 @@ from sae_lightning.models.topk import TopK
 X = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
 
 
-def by_hand(make, **dictionary) -> SAE:
+def by_hand(make, **dictionary):
     sae = make(partial(Dictionary, Shape((2,), (2,)), d_sae=2, **dictionary))
     d = sae.dictionary
     with torch.no_grad():

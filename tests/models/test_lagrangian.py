@@ -56,7 +56,10 @@ def test_thresholds_stay_non_negative_and_revived_ones_are_typical() -> None:
     assert_close(sae.threshold[[3, 5]], sae.threshold[alive].median().expand(2))
 
 
-@pytest.mark.parametrize("wrong", [{"target_l0": 128}, {"target_l0": 0}, {"target_l0": -3}, {"rho": -1.0}, {"dual_rate": -1.0}, {"bandwidth": 0.0}, {"momentum": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"target_l0": 128}, {"target_l0": 0}, {"target_l0": -3}, {"rho": -1.0}, {"dual_rate": -1.0}, {"bandwidth": 0.0}, {"momentum": 1.0}],
+)
 def test_what_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
         Lagrangian(partial(Dictionary, Shape((4,), (4,)), d_sae=128), **{"target_l0": 4, **wrong})
