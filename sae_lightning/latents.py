@@ -3,7 +3,6 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Self
 
 import torch
@@ -106,6 +105,18 @@ class Sparse(Latents):
         return empty.index_put((self.entries.rows, self.entries.latents), self.values)
 
 
+class _Once:
+    """Calls a function the first time it is called itself, and remembers. (torch.compile looks through functools.cache.)"""
+
+    def __init__(self, make: Callable[[], ByLatent]):
+        self.make, self.made = make, None
+
+    def __call__(self) -> ByLatent:
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+
 @dataclass(frozen=True, eq=False)
 class PreActivations:
     """h = x W_encᵀ + b_enc (x already centred), off the tape. What is chosen from it gets its gradient back, and nothing else does.
@@ -154,6 +165,6 @@ class PreActivations:
             dense = self._all()
             return Dense(dense.values * torch.zeros_like(dense.values).index_put((rows, latents), dense.values.new_ones(())))
         entries = Entries(rows, latents, offsets, self.h.shape[1])
-        sort = cache(lambda: kernels.by_latent(entries))
+        sort = _Once(lambda: kernels.by_latent(entries))
         values: Tensor = kernels.Pick.apply(self.x, self.W_enc, self.b_enc, self.h, entries, sort)  # type: ignore[assignment]
         return Sparse(values, entries, sort)

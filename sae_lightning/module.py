@@ -115,6 +115,17 @@ class SAEModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.sae.dictionary.before_step_()
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning refuses to clip what a fused optimizer steps on under autocast; without a loss scaler there is no reason to."""
+        if gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.sae.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), gradient_clip_val)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.step_sums, self.sums = sum_over_ranks_(self.sums), {}

@@ -82,7 +82,7 @@ class Lagrangian(SAE):
 
     @torch.no_grad()
     def after_step_(self, sums: Mapping[str, Tensor]) -> None:
-        self.running_l0.lerp_(sums["fires"].sum() / sums["rows"], 1 - self.momentum)
+        self.running_l0.lerp_((sums["fires"].sum() / sums["rows"]).to(self.running_l0), 1 - self.momentum)
         excess = self.running_l0 - self.target_l0
         self.dual.add_(self.dual_rate * (excess if self.absolute else excess / self.target_l0))
         self.dual.clamp_(0 if self.inequality else -self.dual_max, self.dual_max)

@@ -44,7 +44,7 @@ class ReLU(SAE):
         f = f.with_values(f.values.relu())
         y_hat = self.dictionary.decode(f, x)
         l1 = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
-        losses = {"reconstruction": Term((y - y_hat).square().sum(1).mean()), "l1": Term(l1.sum() / len(x), self.penalty_weight)}
+        losses = {"reconstruction": Term((y - y_hat).square().sum(1).mean()), "sparsity": Term(l1.sum() / len(x), self.penalty_weight)}
         return Step(f, y_hat, losses)
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ def test_relu(sparse: bool) -> None:
     # x̂ = (3.6, 0.8), (1.8, 2.4):  e² = 0.36 + 0.04, 3.24 + 0.16;  mean 1.9
     assert_close(step.losses["reconstruction"].value, torch.tensor(1.9))
     # (3·1 + 0.5·2 + 1.5·2) / 2
-    assert_close(step.losses["l1"].value, torch.tensor(3.5))
+    assert_close(step.losses["sparsity"].value, torch.tensor(3.5))
     assert_close(step.loss, torch.tensor(2.25))
 
 

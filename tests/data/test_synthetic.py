@@ -1,0 +1,77 @@
+"""Known directions: what a row depends on, and that it is what it says."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sae_lightning.data.rows import generator
+from sae_lightning.data.synthetic import SyntheticDataModule, _first_of_each
+from sae_lightning.errors import InputError
+
+
+def rows(**changes) -> SyntheticDataModule:
+    return SyntheticDataModule(**({"d": 128, "n_directions": 512, "l0": 10, "batch_size": 100, "seed": 3} | changes))
+
+
+def test_a_row_depends_on_its_index_and_the_seed_alone() -> None:
+    one, other = rows(batch_size=100), rows(batch_size=250)
+    assert_close(
+        torch.cat([one.train_batch(i).x for i in range(25)]), torch.cat([other.train_batch(i).x for i in range(10)]), rtol=0, atol=0
+    )
+    assert_close(one.rows(1000, 60), one.rows(990, 100)[10:70], rtol=0, atol=0)  # across a chunk's end
+    assert not torch.equal(rows(seed=4).train_batch(0).x, one.train_batch(0).x)
+
+
+def test_training_validation_and_sample_share_no_row() -> None:
+    data = rows(rows_held_out=300)
+    seen = torch.cat([data.train_batch(0).x, data.sample(100, 0).x, data.sample(100, 1).x, *(batch.x for batch in data.held_out())])
+    assert len(seen) == 600
+    assert len(seen.unique(dim=0)) == 600
+
+
+def test_rows_are_what_the_definition_says() -> None:
+    data = rows(noise=0.0)
+    clean = data.rows(0, 20_000)
+    # Least squares on all directions is not unique at 512 > 128, so the signal is made again with the draws at hand.
+    noisy = rows().rows(0, 20_000)
+    variance = noisy.var(0).sum()
+    assert_close(1 - (rows().noise_std ** 2 * 128) / variance, torch.tensor(0.990), atol=0.001, rtol=0)
+    assert_close(data.directions.norm(dim=1), torch.ones(512))
+    assert clean.isfinite().all()
+    assert_close(data.scale[0][0], clean.square().sum(1).mean().sqrt(), rtol=0.03, atol=0)
+
+
+def test_how_many_and_which_directions_are_active() -> None:
+    """Orthogonal directions tell: Binomial(20, ½) of them, the first ones more often, magnitudes about 1."""
+    data = rows(d=256, n_directions=256, noise=0.0)
+    data.directions.copy_(torch.eye(256))
+    x = torch.cat([data._signal(generator(0, i)) for i in range(20)])
+    count = (x > 0).sum(1).double()
+    assert abs(float(count.mean()) - 10) < 0.1
+    assert abs(float(count.var()) - 5) < 0.3
+    often = (x > 0).double().mean(0)
+    wanted = 1 / (torch.arange(1, 257) + 16)
+    assert float(torch.corrcoef(torch.stack([often, wanted]))[0, 1]) > 0.98
+    assert abs(float(x[x > 0].mean()) - 1) < 0.01
+
+
+def test_correlated_directions_come_in_pairs() -> None:
+    def together(correlation: float) -> float:
+        data = rows(d=256, n_directions=256, noise=0.0, correlation=correlation)
+        data.directions.copy_(torch.eye(256))
+        x = torch.cat([data._signal(generator(0, i)) for i in range(10)]) > 0
+        return float((x[:, 0::2] & x[:, 1::2]).sum() / x.sum())
+
+    assert together(0.8) > 5 * together(0.0)
+
+
+def test_the_first_of_each() -> None:
+    assert _first_of_each(torch.tensor([[3, 1, 3, 2, 1]])).tolist() == [[True, True, False, True, False]]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"l0": 100}, {"l0": 0}, {"noise": -1.0}, {"correlation": 2.0}, {"rows_held_out": 0}, {"batch_size": 0}, {"scale": "big"}]
+)
+def test_what_cannot_be_is_refused(wrong) -> None:
+    with pytest.raises(InputError, match=f"data.{next(iter(wrong))}"):
+        rows(**wrong)
