@@ -20,7 +20,7 @@ def train(sae, x: torch.Tensor, rank: int, ranks: int) -> list[dict[str, torch.T
     from sae_lightning.ranks import sum_over_ranks_
 
     own, first = x[rank::ranks], {}
-    for i in range(STEPS):
+    for _ in range(STEPS):
         found = gradients(sae, own)
         for gradient in found.values():
             if ranks > 1:
