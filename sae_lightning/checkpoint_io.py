@@ -16,15 +16,12 @@ from sae_lightning.files import replacing
 class AtomicCheckpointIO(CheckpointIO):
     """A checkpoint appears whole or not at all, and nothing in it is executed when it is read.
 
-    It is written beside its target under a temporary name, fsynced, renamed; what was there before stays until then.
-    Errors: InputError when the disk is full; when a checkpoint is missing, cut short, or holds more than tensors and plain values.
+    It is written beside its target under a temporary name, fsynced, renamed; what was there before stays until then, and longer where
+    `storage_options` is a path in the same folder, to which it is renamed. What TMPDIR is does not matter. Errors: InputError when the disk is full; when a checkpoint is missing, cut short, or holds more than tensors and plain values.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        if storage_options is not None:
-            raise TypeError("checkpoints are plain files: there are no storage options")
-        with replacing(path) as temporary:
-            _remove_leftovers(Path(path), temporary)
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Path | None = None) -> None:
+        with replacing(path, previous=storage_options) as temporary:
             with open(temporary, "wb") as file:  # given a path, torch.save loses the system's error
                 _save(checkpoint, file)
 
@@ -55,10 +52,3 @@ def _save(checkpoint: dict[str, Any], file: Any) -> None:
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         raise cause or error from None
-
-
-def _remove_leftovers(path: Path, temporary: Path) -> None:
-    """Of processes that were killed while they saved. One run writes a path, so that no other process is at it."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        if leftover != temporary:
-            leftover.unlink(missing_ok=True)

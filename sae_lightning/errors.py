@@ -1,4 +1,7 @@
-"""The one error that a user sees as a single line."""
+"""What ends a run before its end: bad input, which a user sees as a single line, and signals."""
+
+import os
+import signal
 
 
 class InputError(ValueError):
@@ -6,3 +9,16 @@ class InputError(ValueError):
 
     `train.py` and `evaluate.py` print it without a traceback and exit with 2.
     """
+
+
+class Interrupted(SystemExit):
+    """A signal ended the run: the process exits with 130 after SIGINT, with 143 after any other one.
+
+    The latter is 0 where a W&B agent started the run, which counts all else as a failure, and on ranks above 0: their launcher takes
+    all else for a failure and kills rank 0, which may still be writing. `is_agreed`: all ranks end here, and this one may just leave.
+    """
+
+    def __init__(self, number: int, rank: int = 0, is_agreed: bool = False):
+        self.is_agreed = is_agreed
+        code = 130 if number == signal.SIGINT else 0 if "WANDB_SWEEP_ID" in os.environ else 143
+        super().__init__(code if rank == 0 else 0)

@@ -13,10 +13,11 @@ from sae_lightning.errors import InputError
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there replaces `path` when the block ends well.
 
-    A block that fails leaves `path` as it was. Errors: InputError when the disk is full.
+    What `path` was until then becomes `previous` (in the same folder), where one is given: at any moment one of the two is whole. A
+    block that fails leaves both as they were. Errors: InputError when the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +26,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except BaseException as error:
@@ -47,6 +50,14 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Replaces the file at `path` by indented JSON, atomically. Errors: ValueError for NaN or infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed left of files they were writing, below a folder that no other process writes into."""
+    for path in folder.rglob(".*.tmp"):
+        _, pid, _ = path.name.rsplit(".", 2)
+        if pid.isdecimal() and int(pid) != os.getpid():
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,9 +11,12 @@ from sae_lightning.module import SAEModule
 
 
 class Export(L.Callback):
-    """Writes <run>/sae at the end of training: json and safetensors, for `sae_lightning.load.load_sae`."""
+    """Writes <run>/sae at the end of training: json and safetensors, for `sae_lightning.load.load_sae`.
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+    Also when nothing was left to train: the run before this one may have been killed between its last checkpoint and here.
+    """
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
         export(trainer, pl_module, "sae")
 
 

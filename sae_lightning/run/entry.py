@@ -21,6 +21,8 @@ from sae_lightning.errors import InputError
 from sae_lightning.run.command import Command, read, validate
 from sae_lightning.run.composer import Composer, one_line
 from sae_lightning.run.folder import existing, rank, remove_traces
+from sae_lightning.run.resume import replay
+from sae_lightning.signals import leave_at_once
 
 log = logging.getLogger(__name__)
 Main = Callable[[DictConfig], float | None]
@@ -38,7 +40,8 @@ def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
 
     The command line is composed and checked first: a mistake is one line on stderr with the nearest valid name, exit code 2, and no
     folder. So is an InputError that `main` raises, however late; any other exception keeps its traceback (exit code 1).
-    `main` should import what is heavy inside: nothing before it imports torch. `main(cfg)` calls it with a configuration at hand.
+    A signal raises Interrupted. `main` should import what is heavy inside: nothing before it imports torch. `main(cfg)` calls it with
+    a configuration at hand.
     """
 
     def decorate(main: Main) -> Callable[..., Any]:
@@ -46,6 +49,7 @@ def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
         def run(cfg: DictConfig | None = None) -> float | None:
             if cfg is not None:
                 return main(cfg)
+            leave_at_once()
             try:
                 _run(main, config_name)
             except InputError as problem:
@@ -74,7 +78,6 @@ def input_error(error: BaseException | None) -> InputError | None:
 def _run(main: Main, config_name: str) -> None:
     conf = Path(inspect.getfile(main)).resolve().parent / "conf"
     command = read(sys.argv[1:])
-    sys.argv[1:] = command.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"
     keep: list[Path] = []
     if not command.flags.shell_completion and not command.flags.hydra_help:
@@ -82,14 +85,25 @@ def _run(main: Main, config_name: str) -> None:
         if command.flags.help:
             print(help_text(composer))
             return
+        command, composer = _replayed(command, composer, conf, config_name)
         cfg = validate(composer, command.words, command.flags.multirun)
         keep = [existing(_folder(cfg, command.flags.multirun))]
+    sys.argv[1:] = command.argv
     sweeps: set[Path] = set()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(_task(main, keep, sweeps))()
     finally:
         for folder in sweeps:
             remove_traces(folder, keep)
+
+
+def _replayed(command: Command, composer: Composer, conf: Path, config_name: str) -> tuple[Command, Composer]:
+    """The command of a run that `resume=` names; the same one where there is no such word, or no such key."""
+    if not any(word.startswith("resume=") for word in command.words) or "resume" not in composer.compose([]):
+        return command, composer
+    sys.argv[0] = os.path.abspath(sys.argv[0])  # the folder is about to change
+    command = replay(command, composer, lambda argv: _composer(read(argv), conf, config_name))
+    return command, _composer(command, conf, config_name)
 
 
 def _composer(command: Command, conf: Path, config_name: str) -> Composer:

@@ -44,7 +44,8 @@ def test_saves_every_period_and_at_the_end_and_after_a_validation_of_that_step(s
     assert [saved_by[step] for step in range(10)] == [None, None, None, None, 4, 4, 4, 4, 8, 8]
     assert [event for event in diary.events if event[0] == "validate"] == [("validate", 4, None), ("validate", 8, 4)]
     assert torch.load(diary.path, weights_only=True)["global_step"] == 10
-    assert [path.name for path in diary.path.parent.iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in diary.path.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert torch.load(diary.path.with_name("previous.ckpt"), weights_only=True)["global_step"] == 8
 
 
 @pytest.mark.parametrize(("killed_at", "goes_on_at"), [(7, 6), (5, 4), (12, 12), (14, 12)])

@@ -1,0 +1,57 @@
+"""What happens when a run is told to stop: SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (what schedulers send before they kill)."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from sae_lightning.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def leave_at_once() -> None:
+    """From now on a signal raises Interrupted wherever the program stands. The one after it is the system's: it kills."""
+    _install_(dict.fromkeys(SIGNALS, _leave))
+
+
+class StopRequest:
+    """From `begin_` to `end_` a signal is a wish, to be granted at the next good moment: `number` is None, or which signal came.
+
+    A second one raises Interrupted wherever the program stands, a third one is the system's. Outside the main thread, where Python
+    takes no handlers, nothing happens.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def begin_(self) -> None:
+        self.number = None
+        self._before = _install_(dict.fromkeys(SIGNALS, self._receive))
+
+    def end_(self) -> None:
+        """The handlers of before are back."""
+        _install_(self._before)
+        self._before = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            _leave(number, frame)
+        self.number = number
+        # Not print: the program may stand in the middle of another one.
+        os.write(2, f"\n{signal.Signals(number).name}: stops after this step, with a checkpoint; once more to leave at once\n".encode())
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    _install_(dict.fromkeys(SIGNALS, signal.SIG_DFL))
+    raise Interrupted(number)
+
+
+def _install_(handlers: dict[signal.Signals, Callable | signal.Handlers | int]) -> dict[signal.Signals, Any]:
+    """Returns those that were there."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) or signal.SIG_DFL for number, handler in handlers.items()}
