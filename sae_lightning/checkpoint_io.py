@@ -16,14 +16,14 @@ from sae_lightning.files import replacing
 class AtomicCheckpointIO(CheckpointIO):
     """A checkpoint appears whole or not at all, and nothing in it is executed when it is read.
 
-    It is written beside its target under a temporary name, fsynced, renamed; what was there before stays until then, and longer where
-    `storage_options` is a path in the same folder, to which it is renamed. What TMPDIR is does not matter. Errors: InputError when the disk is full; when a checkpoint is missing, cut short, or holds more than tensors and plain values.
+    It is written beside its target under a temporary name, fsynced, renamed: what TMPDIR is does not matter. What was there before
+    stays until then, and longer where `storage_options` is a path in the same folder: it is renamed to that.
+    Errors: InputError when the disk is full; when a checkpoint is missing, cut short, or holds more than tensors and plain values.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Path | None = None) -> None:
-        with replacing(path, previous=storage_options) as temporary:
-            with open(temporary, "wb") as file:  # given a path, torch.save loses the system's error
-                _save(checkpoint, file)
+        with replacing(path, previous=storage_options) as temporary, open(temporary, "wb") as file:
+            _save(checkpoint, file)
 
     def load_checkpoint(self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Tensors land on the CPU unless `map_location` says otherwise; `weights_only` is true whatever is asked."""
@@ -44,7 +44,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:
-    """torch.save, with the system's error where there was one: closing its archive raises another."""
+    """torch.save, with the system's error where there was one: closing its archive raises another. Given a path, it loses it."""
     try:
         torch.save(checkpoint, file)
     except RuntimeError as error:

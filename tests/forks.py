@@ -33,6 +33,6 @@ def _train(words: list[str], folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
-    sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
+    sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))  # noqa: SIM115 (to the end)
     sys.argv = [str(ROOT / "train.py"), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -61,8 +61,8 @@ class Last(Checkpoint):
         if (stops or self._is_due(trainer)) and not _validation_follows(trainer):
             self._save(trainer, stops)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or pl_module.sums:
             return
         stops = self._is_told_to_stop(trainer, asks=True)
         if stops or self._is_due(trainer):
