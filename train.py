@@ -11,11 +11,11 @@ def main(cfg: DictConfig) -> float:
     from sae_lightning.run.finish import score
     from sae_lightning.run.record import recording
 
-    trainer, module, data, folder = build(cfg)
-    with recording(folder, seed=cfg.seed, module=module, rows_seen=lambda: data.batches_trained * data.batch_size):
-        trainer.fit(module, data)
-        score(cfg, data, folder)
-    return float(trainer.callback_metrics[cfg.optimized_metric])
+    run = build(cfg)
+    with recording(run.folder, seed=cfg.seed, module=run.module, progress=run.progress):
+        run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
+        score(cfg, run.data, run.folder)
+    return float(run.trainer.callback_metrics[cfg.optimized_metric])
 
 
 if __name__ == "__main__":

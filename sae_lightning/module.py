@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
 from sae_lightning.data.batch import Batch
@@ -16,6 +16,7 @@ from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.models.base import SAE, Step
+from sae_lightning.models.start import start_from_
 from sae_lightning.ranks import sum_over_ranks_
 
 SAMPLE_ROWS = 65536
@@ -26,8 +27,8 @@ class SAEModule(L.LightningModule):
     """Trains any SAE: scales rows, sums the named losses, and adds up what `after_step_` needs.
 
     Inside, rows are divided by the scale that the data gives (so that E‖x‖² = 1); the batches, Steps and SAEs that leave it are raw.
-    `optimizer`: parameter groups → Optimizer; `scheduler`: (optimizer, steps of the run) → LRScheduler; `metrics`: update(batch, step);
-    `compile`: the architecture's step through torch.compile.
+    `optimizer`: parameter groups → Optimizer; `scheduler`: (optimizer, steps of the run) → LambdaLR; `metrics`: update(batch, step);
+    `compile`: the architecture's step through torch.compile; `start`: an SAE in raw space whose weights training starts from.
 
     For callbacks: `sums` is empty exactly between optimizer steps; `step_sums` holds those of the last finished one (over all ranks);
     `last` is (batch, Step) of the last training batch of a step that is logged, None after any other.
@@ -37,17 +38,20 @@ class SAEModule(L.LightningModule):
     s_out: Tensor
 
     def __init__(self, sae: SAE, optimizer: Callable[..., Optimizer], metrics: MetricCollection,
-                 scheduler: Callable[[Optimizer, int], LRScheduler] | None = None, compile: bool = False):  # fmt: skip
+                 scheduler: Callable[[Optimizer, int], LambdaLR] | None = None, compile: bool = False,
+                 start: InferenceSAE | None = None):  # fmt: skip
         super().__init__()
         self.sae, self.make_optimizer, self.make_scheduler = sae, optimizer, scheduler
         self.metrics, self.train_metrics = metrics, metrics.clone()
         self.compiled: Callable[..., Step] = torch.compile(sae.step) if compile else sae.step
         self.register_buffer("s_in", torch.ones(sae.dictionary.shape.d_in))
         self.register_buffer("s_out", torch.ones(sae.dictionary.shape.d_out))
+        self.start = () if start is None else (start,)  # not a part of this module
         self.sums: dict[str, Tensor] = {}
         self.step_sums: dict[str, Tensor] = {}
         self.validation_sums: dict[str, Tensor] = {}
         self.last: tuple[Batch, Step] | None = None
+        self.steps_of_checkpoint: int | None = None
 
     @property
     def rows(self) -> RowsDataModule:
@@ -60,24 +64,55 @@ class SAEModule(L.LightningModule):
         self.to(self.trainer.strategy.root_device)
         for own, scale in zip((self.s_in, self.s_out), self.rows.scale, strict=True):
             own.copy_(scale)
-        steps, per_step = self.trainer.max_steps, self.rows.batch_size * self.trainer.accumulate_grad_batches
-        self.sae.dictionary.begin_(steps * per_step, per_step)
-        self.sae.begin_(steps)
+        self._begin()
         sample = self.rows.sample(max(SAMPLE_ROWS, self.sae.calibration_rows()), seed=0)
         x, y = self.scaled(sample.to(self.device))
         self.sae.dictionary.initialise_(y[:SAMPLE_ROWS])
-        self.sae.calibrate_(x)
+        for start in self.start:
+            start_from_(self.sae, start.to(self.device).rescaled(1 / self.s_in, 1 / self.s_out), x)
+        if not self.start:
+            self.sae.calibrate_(x)
+
+    def _begin(self) -> None:
+        """Tells everything how long the run is."""
+        steps, per_step = self.trainer.max_steps, self.rows.batch_size * self.trainer.accumulate_grad_batches
+        self.sae.dictionary.begin_(steps * per_step, per_step)
+        self.sae.begin_(steps)
+
+    def on_train_start(self) -> None:
+        """A run that was resumed to become longer is from here on what it would be at this step of a run of the new length."""
+        if not self.is_longer:
+            return
+        self._begin()
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler = config.scheduler
+            assert isinstance(scheduler, LambdaLR)
+            rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sae"] = self.kind
+        checkpoint["max_steps"] = self.trainer.max_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Errors: InputError for a checkpoint of another architecture or size."""
+        self.steps_of_checkpoint = checkpoint.get("max_steps")
         found = checkpoint.get("sae")
         if found != self.kind:
             raise InputError(
                 f"the checkpoint is of {_said(found)}, this run trains {_said(self.kind)}: resume with the settings of the run that wrote it"
             )
+        if self.is_longer:
+            loops = checkpoint["loops"]["fit_loop"]
+            loops["epoch_loop.batch_progress"]["is_last_batch"] = False
+            for count in loops["epoch_progress"].values():  # the one epoch is not over
+                count.update(processed=0, completed=0)
+
+    @property
+    def is_longer(self) -> bool:
+        """Whether this run goes on where one of another length was stopped, or ended."""
+        return self.steps_of_checkpoint not in (None, self.trainer.max_steps)
 
     @property
     def kind(self) -> dict[str, Any]:

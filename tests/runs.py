@@ -37,5 +37,5 @@ def fit(words: str, folder: Path, checkpoint: Path | None = None) -> "Run":
     from sae_lightning.run.build import build
 
     run = build(compose(words, folder))
-    run.trainer.fit(run.module, run.data, ckpt_path=checkpoint)
+    run.trainer.fit(run.module, run.data, ckpt_path=checkpoint or run.checkpoint, weights_only=True)
     return run

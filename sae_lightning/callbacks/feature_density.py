@@ -47,7 +47,7 @@ class FeatureDensity(L.Callback):
             self._log(trainer, pl_module)
             self.fires, self.rows, self.steps = None, None, 0
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:  # also where a resumed run has nothing left to train
         if self.steps and self.steps == trainer.global_step:
             self._log(trainer, pl_module)
 

@@ -22,7 +22,8 @@ class CSV(Logger):
 
     The file only grows. Lines wait in memory until `save`, which is called with each checkpoint and each validation. A run that goes
     on where another one stopped appends to its file: when it first logs, at step n, the lines of step n and beyond are dropped, which
-    that other run wrote after the checkpoint. Errors: InputError when the disk is full.
+    that other run wrote after the checkpoint; with `go_on_after_` those beyond the checkpoint's step. Errors: InputError when the disk is
+    full.
     """
 
     def __init__(self, path: str):
@@ -30,6 +31,7 @@ class CSV(Logger):
         self.path = Path(path)
         self.waiting: list[list[Any]] = []
         self.started = False
+        self.known: set[tuple[int, str]] = set()
 
     @property
     def name(self) -> str:
@@ -51,9 +53,10 @@ class CSV(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         assert step is not None
         if not self.started:
-            self._start(step)
+            self._start(step - 1)
         # Lightning adds `epoch` to what it logs by itself: one epoch is the whole run.
-        self.waiting += [[step, name, float(value)] for name, value in metrics.items() if name != "epoch"]
+        news = {name: value for name, value in metrics.items() if name != "epoch" and (step, name) not in self.known}
+        self.waiting += [[step, name, float(value)] for name, value in news.items()]
 
     @rank_zero_only
     def save(self) -> None:
@@ -71,13 +74,20 @@ class CSV(Logger):
             raise
         self.waiting = []
 
-    def _start(self, step: int) -> None:
-        """Leaves the header and the whole lines of earlier steps."""
+    @rank_zero_only
+    def go_on_after_(self, step: int) -> None:
+        """The run goes on after this step. What the file says of it already is not written again."""
+        lines = self._start(step)
+        self.known = {(step, name) for at, name, _ in csv.reader(lines[1:]) if int(at) == step}
+
+    def _start(self, last: int) -> list[str]:
+        """Leaves the header and the whole lines up to step `last`; returns them."""
         self.started = True
         before = self.path.read_bytes().decode("utf-8", "replace") if self.path.exists() else ""
-        kept = _lines([HEADER]) + "".join(line for line in before.splitlines(keepends=True) if _is_earlier(line, step))
-        if kept != before:
+        lines = [_lines([HEADER]), *(line for line in before.splitlines(keepends=True) if _is_up_to(line, last))]
+        if (kept := "".join(lines)) != before:
             write_text(self.path, kept)
+        return lines
 
 
 def _lines(rows: list[list[Any]]) -> str:
@@ -86,6 +96,6 @@ def _lines(rows: list[list[Any]]) -> str:
     return text.getvalue()
 
 
-def _is_earlier(line: str, step: int) -> bool:
+def _is_up_to(line: str, step: int) -> bool:
     fields = next(csv.reader([line]), [])
-    return line.endswith("\n") and len(fields) == len(HEADER) and fields[0].isdecimal() and int(fields[0]) < step
+    return line.endswith("\n") and len(fields) == len(HEADER) and fields[0].isdecimal() and int(fields[0]) <= step

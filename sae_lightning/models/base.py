@@ -61,7 +61,7 @@ class SAE(nn.Module, abc.ABC):
         """What is exported: the same function, one row at a time, in scaled units."""
 
     def begin_(self, steps: int) -> None:
-        """Told once, before calibration, how many optimizer steps the run has."""
+        """Told, before calibration, how many optimizer steps the run has; once more where a resumed run has become longer."""
 
     def calibrate_(self, x: Float[Tensor, "sample d_in"]) -> None:
         """Sets state from training rows before the first step."""

@@ -69,7 +69,7 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def begin_(self, rows: int, batch_size: int) -> None:
-        """Told once how many rows the run has, and how many a batch: what `dead_after` follows where the user gave none."""
+        """Told how many rows the run has, and how many a batch, and again where it has become longer: what `dead_after` follows where the user gave none."""
         if self.wanted_dead_after is None:
             self.dead_after.fill_(min(10_000_000, max(rows // 20, 20 * batch_size)))
 

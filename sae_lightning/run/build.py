@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run: the one place that calls `instantiate`."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,16 @@ from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.run import Evaluation
+from sae_lightning.inference import InferenceSAE
+from sae_lightning.load import load_sae
+from sae_lightning.loggers.csv import CSV
+from sae_lightning.models.base import SAE
+from sae_lightning.models.start import check_start
 from sae_lightning.module import SAEModule
+from sae_lightning.run.check import OF_BUILD
+from sae_lightning.run.checkpoints import newest
 from sae_lightning.run.quiet import quiet
+from sae_lightning.run.record import Progress, warn_of_versions
 
 PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
 
@@ -31,18 +40,52 @@ class Run(NamedTuple):
     module: SAEModule
     data: RowsDataModule
     folder: Path
+    checkpoint: Path | None = None
+    """What a resumed run goes on from; None for a run from its beginning."""
+
+    def progress(self) -> Progress:
+        """How far it is now."""
+        return Progress(self.trainer.global_step, self.trainer.max_steps, self.data.batches_trained * self.data.batch_size)
 
 
 def build(cfg: DictConfig) -> Run:
     """Every part of the run that `cfg` describes, seeded; nothing heavy is done yet. Errors: InputError for what cannot be."""
     quiet()
     _check_precision(cfg)
+    folder, point = Path(cfg.paths.run), None
+    if cfg.resume is not None:
+        warn_of_versions(folder)
+        point = newest(folder)
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
-    sae = instantiate(cfg.model)(dictionary=partial(instantiate(cfg.dictionary), data.shape))
+    sae = build_sae(cfg, data)
+    start = None if point is not None or cfg.model.init_from is None else _start(cfg.model.init_from, sae)
     metrics = MetricCollection(build_all(cfg.metrics))
-    module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile)
-    return Run(_trainer(cfg), module, data, Path(cfg.paths.run))
+    module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile, start)
+    trainer = _trainer(cfg)
+    for logger in trainer.loggers:
+        if point is not None and isinstance(logger, CSV):
+            logger.go_on_after_(point.step)
+    return Run(trainer, module, data, folder, None if point is None else point.path)
+
+
+def build_sae(cfg: DictConfig, data: RowsDataModule) -> SAE:
+    """The architecture, with a dictionary as wide as the rows."""
+    model = copy.copy(cfg.model)
+    with open_dict(model):
+        for key in [key for key in model if f"model.{key}" in OF_BUILD]:
+            del model[key]
+    return instantiate(model)(dictionary=partial(instantiate(cfg.dictionary), data.shape))
+
+
+def _start(path: str, sae: SAE) -> InferenceSAE:
+    """The exported SAE that a run starts from. Errors: InputError for one of another size."""
+    try:
+        start = load_sae(path)
+        check_start(sae, start)
+    except InputError as error:
+        raise InputError(f"model.init_from={path}: {error}") from None
+    return start
 
 
 def build_data(cfg: DictConfig) -> RowsDataModule:

@@ -1,5 +1,6 @@
 """Every value of a configuration against the signature of what it is for, before anything heavy is imported."""
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ ALLOWED = (
 """Other people's modules whose classes a `_target_` may name; of these the class itself, nothing that it merely imports."""
 FOR_HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.", "optuna.samplers.", "optuna.pruners.")
 """Allowed below the key `hydra`, where Hydra itself accepts only plugins."""
+OF_BUILD = {"model.init_from": "str | None"}
+"""Keys beside an object's parameters that `build` takes for itself, and what their values are: every architecture has them."""
 SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SHARDED = ("fsdp", "deepspeed", "model_parallel", "ModelParallel", "FSDP", "DeepSpeed")
 
@@ -69,7 +72,10 @@ def _check_plain(value: Any, defaults: DictConfig, key: str, path: str) -> None:
 
 
 def _check_parameter(found: Signature, target: str, key: str, value: Any, default: Any, path: str) -> None:
-    if key not in found.parameters:
+    if path in OF_BUILD:
+        annotation, module = ast.parse(OF_BUILD[path], mode="eval").body, ""
+        verdict, wanted = fits(annotation, _plain(value), module), words(annotation, module)
+    elif key not in found.parameters:
         if not found.is_open:
             raise InputError(f"{path}: {target.rpartition('.')[2]} has no parameter {key!r}{did_you_mean(key, found.parameters)}")
         verdict, wanted = None, ""

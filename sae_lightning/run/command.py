@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sae_lightning.errors import InputError
 from sae_lightning.run.check import SHARDED, check
 from sae_lightning.run.composer import Composer, as_if_running, holds, leaves, one_line, parsed
+from sae_lightning.run.intervals import check_intervals
 from sae_lightning.run.suggest import cost, did_you_mean, nearest
 
 MOST_COMBINATIONS = 64
@@ -80,6 +81,7 @@ def _validate_job(composer: Composer, overrides: Sequence[Override]) -> tuple[Di
     cfg = _compose(composer, overrides) if values else defaults
     with as_if_running(cfg):
         check(cfg, defaults)
+        check_intervals(cfg)
     return cfg, defaults
 
 
@@ -100,6 +102,7 @@ def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig
                 OmegaConf.update(changed, override.key_or_group, other.value(), force_add=True)
                 with as_if_running(changed):
                     check(changed, defaults)
+                    check_intervals(changed)
     return whole
 
 

@@ -38,8 +38,11 @@ def register_resolvers() -> None:
 def run_name(cfg: DictConfig) -> str:
     """<model>[-<dictionary>][-<sparsity>]-<F1024 or x8>-s<seed>, with what the configuration knows.
 
-    F is the number of latents where it is known before the data is: from `dictionary.d_sae`, or from `data.d`.
+    `name` stands for all of it. F is the number of latents where it is known before the data is: from `dictionary.d_sae`, or from `data.d`.
     """
+    name = _select(cfg, "name")
+    if name is not None:
+        return str(name).replace("/", "_")
     choices = _choices(cfg)
     parts = [str(choices.get("model", "sae"))]
     if choices.get("dictionary", "autoencoder") != "autoencoder":

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import shlex
@@ -11,34 +12,54 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
 import sae_lightning
 from sae_lightning.files import write_json
 from sae_lightning.run.folder import rank
+from sae_lightning.run.lock import hold, release
 
+log = logging.getLogger(__name__)
 PACKAGES = ("sae_lightning", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "transformers", "numpy")
 
 
+class Progress(NamedTuple):
+    """How far a run came."""
+
+    step: int
+    max_steps: int
+    rows_seen: int
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.max_steps
+
+
 @contextlib.contextmanager
-def recording(folder: str | Path, *, seed: int, module: nn.Module, rows_seen: Callable[[], int]) -> Iterator[None]:
+def recording(folder: str | Path, *, seed: int, module: nn.Module, progress: Callable[[], Progress]) -> Iterator[None]:
     """Writes run.json when the block begins (status running) and when it ends: finished, failed or interrupted.
 
-    rows_seen: asked at the end. A killed process leaves `running`. Ranks above 0 write nothing.
+    progress: asked at the end. A run that ends well before its last step (`trainer.max_time`) is interrupted. A killed process leaves
+    `running`. Inside, this process holds the folder's lock. Ranks above 0 write nothing. Errors: InputError where another process is
+    at work in the folder.
     """
+    if rank() == 0:
+        hold(Path(folder))
     start_record(folder, seed=seed, module=module)
     status = "failed"
     try:
         yield
-        status = "finished"
+        status = "finished" if progress().is_done else "interrupted"
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
         raise
     finally:
-        end_record(folder, status=status, rows_seen=rows_seen())
+        end_record(folder, status=status, progress=progress())
+        release(Path(folder))
 
 
 def start_record(folder: str | Path, *, seed: int, module: nn.Module) -> None:
@@ -51,8 +72,11 @@ def start_record(folder: str | Path, *, seed: int, module: nn.Module) -> None:
         "status": "running",
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "duration_s": None,
+        "step": None,
         "rows_seen": None,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "words": words(),
+        "process": {"host": platform.node(), "pid": os.getpid()},
         "seed": seed,
         "git": git_state(Path(sae_lightning.__file__).parent),
         "versions": versions(),
@@ -66,19 +90,43 @@ def start_record(folder: str | Path, *, seed: int, module: nn.Module) -> None:
         "shapes": {name: list(parameter.shape) for name, parameter in module.named_parameters()},
     }
     if earlier is not None:
-        part = {key: earlier.get(key) for key in ("status", "started", "duration_s", "rows_seen", "command")}
+        part = {key: earlier.get(key) for key in ("status", "started", "duration_s", "step", "rows_seen", "command")}
         record["before"] = [*earlier.get("before", []), part]
     write_json(path, record)
 
 
-def end_record(folder: str | Path, *, status: str, rows_seen: int) -> None:
+def end_record(folder: str | Path, *, status: str, progress: Progress) -> None:
     """Completes run.json. status: finished, failed or interrupted."""
     if rank() != 0:
         return
     path = Path(folder) / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     passed = datetime.now().astimezone() - datetime.fromisoformat(record["started"])
-    write_json(path, record | {"status": status, "duration_s": round(passed.total_seconds(), 1), "rows_seen": rows_seen})
+    ended = {"status": status, "duration_s": round(passed.total_seconds(), 1), "step": progress.step, "rows_seen": progress.rows_seen}
+    write_json(path, record | ended)
+
+
+def words() -> list[str]:
+    """What was chosen and set for this run, a resumed one's recorded words among it: what a later resume replays."""
+    if not HydraConfig.initialized():
+        return []
+    overrides = HydraConfig.get().overrides
+    searched = [word for word in overrides.hydra if word.startswith("hydra.searchpath=")]
+    return [*searched, *(word for word in overrides.task if not word.startswith("resume="))]
+
+
+def warn_of_versions(folder: str | Path) -> None:
+    """Says which of the versions in a run's record are not those of now: the same run on them may differ in the last digits."""
+    path = Path(folder) / "run.json"
+    if rank() != 0 or not path.is_file():
+        return
+    record = json.loads(path.read_text(encoding="utf-8"))
+    recorded, now = dict(record.get("versions") or {}), dict(versions())
+    for state, where in ((record.get("git"), recorded), (git_state(Path(sae_lightning.__file__).parent), now)):
+        where["commit"] = state["commit"][:10] if state else None
+    for name, version_then in recorded.items():
+        if now.get(name) != version_then:
+            log.warning("this run was started with %s %s and goes on with %s", name, version_then, now.get(name))
 
 
 def git_state(package: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 from torch import nn
 
-from sae_lightning.run.record import end_record, git_state, recording, start_record
+from sae_lightning.run.record import Progress, end_record, git_state, recording, start_record
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def read(folder) -> dict:
 
 
 def test_a_run_is_recorded_from_its_beginning(tmp_path, module):
-    with recording(tmp_path, seed=3, module=module, rows_seen=lambda: 4096):
+    with recording(tmp_path, seed=3, module=module, progress=lambda: Progress(4, 4, 4096)):
         before = read(tmp_path)
         assert (before["status"], before["duration_s"], before["rows_seen"]) == ("running", None, None)
     after = read(tmp_path)
@@ -35,14 +35,20 @@ def test_a_run_is_recorded_from_its_beginning(tmp_path, module):
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "failed"), (KeyboardInterrupt, "interrupted"), (SystemExit, "interrupted")])
 def test_how_it_ended(tmp_path, module, error, status):
-    with pytest.raises(error), recording(tmp_path, seed=0, module=module, rows_seen=lambda: 1):
+    with pytest.raises(error), recording(tmp_path, seed=0, module=module, progress=lambda: Progress(1, 4, 1)):
         raise error
     assert read(tmp_path)["status"] == status
 
 
+def test_a_run_that_stopped_before_its_last_step_is_not_finished(tmp_path, module):
+    with recording(tmp_path, seed=0, module=module, progress=lambda: Progress(3, 4, 30)):
+        pass
+    assert [read(tmp_path)[key] for key in ("status", "step", "rows_seen")] == ["interrupted", 3, 30]
+
+
 def test_a_resumed_run_remembers_its_parts(tmp_path, module):
     start_record(tmp_path, seed=0, module=module)
-    end_record(tmp_path, status="interrupted", rows_seen=10)
+    end_record(tmp_path, status="interrupted", progress=Progress(1, 4, 10))
     start_record(tmp_path, seed=0, module=module)
     start_record(tmp_path, seed=0, module=module)
     assert [part["status"] for part in read(tmp_path)["before"]] == ["interrupted", "running"]
@@ -50,7 +56,7 @@ def test_a_resumed_run_remembers_its_parts(tmp_path, module):
 
 def test_only_rank_0_writes(tmp_path, module, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with recording(tmp_path, seed=0, module=module, rows_seen=lambda: 1):
+    with recording(tmp_path, seed=0, module=module, progress=lambda: Progress(1, 4, 1)):
         pass
     assert list(tmp_path.iterdir()) == []
 

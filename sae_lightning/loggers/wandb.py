@@ -1,0 +1,30 @@
+"""Curves at Weights & Biases."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from sae_lightning.files import write_text
+
+
+class WandB(WandbLogger):
+    """Lightning's logger; a run that is resumed is the same run there, too.
+
+    The id of the run stands in <save_dir>/wandb_id, and is kept where there is one.
+    """
+
+    def __init__(self, save_dir: str, **kwargs: Any):
+        super().__init__(save_dir=save_dir, id=_id(Path(save_dir) / "wandb_id"), **kwargs)
+
+
+def _id(path: Path) -> str:
+    """The recorded id, or a new one, which rank 0 records."""
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    made = secrets.token_hex(4)
+    if rank_zero_only.rank == 0:
+        write_text(path, made + "\n")
+    return made

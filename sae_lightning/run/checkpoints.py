@@ -1,0 +1,66 @@
+"""Which checkpoint of a run is gone on from."""
+
+import logging
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sae_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+CANDIDATES = ("last.ckpt", "previous.ckpt")
+"""What a run leaves in its folder `checkpoints` to go on from. (best.ckpt is older than both.)"""
+
+
+class Point(NamedTuple):
+    """A checkpoint and the optimizer steps that it has behind it."""
+
+    path: Path
+    step: int
+
+
+def newest(folder: Path) -> Point | None:
+    """The readable checkpoint of a run with the most steps; None for a run that was stopped before its first one.
+
+    Says which ones cannot be read. Errors: InputError where there are some, and none can be read.
+    """
+    paths = [path for name in CANDIDATES if (path := folder / "checkpoints" / name).is_file()]
+    unreadable: list[str] = []
+    found: list[Point] = []
+    for path in paths:
+        try:
+            found.append(Point(path, step_of(path)))
+        except InputError as error:
+            unreadable.append(str(error))
+    for point in sorted(found, key=lambda point: point.step, reverse=True):
+        if damage := _damage(point.path):
+            unreadable.append(f"{point.path} cannot be read ({damage})")
+            continue
+        for problem in unreadable:
+            log.warning("%s: going on from %s, step %d", problem, point.path.name, point.step)
+        return point
+    if paths:
+        raise InputError(f"{'; '.join(unreadable)}: no checkpoint is left to go on from; delete {paths[0].parent} to begin again at step 0")
+    return None
+
+
+def step_of(path: Path) -> int:
+    """The number of optimizer steps in a checkpoint, without reading its tensors. Errors: InputError where it cannot be read."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise RuntimeError("it is cut short, or something else")
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception as error:  # what torch raises for a damaged file is of many kinds
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0][:200]})") from error
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file's bytes, by the checksums in it: torch itself does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return None if name is None else f"{name} is not what was written"
