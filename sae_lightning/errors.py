@@ -18,6 +18,8 @@ class Interrupted(SystemExit):
     all else for a failure and kills rank 0, which may still be writing. `is_agreed`: all ranks end here, and this one may just leave.
     """
 
+    code: int
+
     def __init__(self, number: int, rank: int = 0, is_agreed: bool = False):
         self.is_agreed = is_agreed
         code = 130 if number == signal.SIGINT else 0 if "WANDB_SWEEP_ID" in os.environ else 143

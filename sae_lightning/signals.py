@@ -1,20 +1,31 @@
 """What happens when a run is told to stop: SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (what schedulers send before they kill)."""
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from sae_lightning.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def leave_at_once() -> None:
-    """From now on a signal raises Interrupted wherever the program stands. The one after it is the system's: it kills."""
-    _install_(dict.fromkeys(SIGNALS, _leave))
+def exit_at_once() -> None:
+    """From now on a signal ends the process wherever it stands. Nothing is raised: imports swallow what is raised in them."""
+    _install_(dict.fromkeys(SIGNALS, _exit))
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """In the block a signal raises Interrupted wherever the program stands. The one after it is the system's: it kills."""
+    before = _install_(dict.fromkeys(SIGNALS, _leave))
+    try:
+        yield
+    finally:
+        _install_(before)
 
 
 class StopRequest:
@@ -26,10 +37,12 @@ class StopRequest:
 
     def __init__(self):
         self.number: int | None = None
+        self.says = True
         self._before: dict[signal.Signals, Any] = {}
 
-    def begin_(self) -> None:
-        self.number = None
+    def begin_(self, says: bool = True) -> None:
+        """says: whether to answer a signal on stderr."""
+        self.number, self.says = None, says
         self._before = _install_(dict.fromkeys(SIGNALS, self._receive))
 
     def end_(self) -> None:
@@ -41,11 +54,15 @@ class StopRequest:
         if self.number is not None:
             _leave(number, frame)
         self.number = number
-        # Not print: the program may stand in the middle of another one.
-        os.write(2, f"\n{signal.Signals(number).name}: stops after this step, with a checkpoint; once more to leave at once\n".encode())
+        if self.says:  # not with print: the program may stand in the middle of another one
+            os.write(2, f"\n{signal.Signals(number).name}: stops after this step, with a checkpoint; once more to leave at once\n".encode())
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(Interrupted(number).code)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
     _install_(dict.fromkeys(SIGNALS, signal.SIG_DFL))
     raise Interrupted(number)
 

@@ -25,14 +25,15 @@ def start(target: Callable[..., Any], *args: Any) -> Any:
 
 def train(words: str, folder: Path, **environment: str) -> Any:
     """A child that does what `python train.py <words>` does, typed in `folder`. What it prints: <folder>/out and <folder>/err."""
-    return start(_train, words.split(), folder, environment)
+    return start(command, words, folder, environment)
 
 
-def _train(words: list[str], folder: Path, environment: dict[str, str]) -> None:
+def command(words: str, folder: Path, environment: dict[str, str]) -> None:
+    """In a child: what `train` says."""
     os.chdir(folder)
     os.environ.update(environment)
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
     sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))  # noqa: SIM115 (to the end)
-    sys.argv = [str(ROOT / "train.py"), *words]
+    sys.argv = [str(ROOT / "train.py"), *words.split()]
     runpy.run_path(sys.argv[0], run_name="__main__")

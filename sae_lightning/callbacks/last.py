@@ -52,7 +52,7 @@ class Last(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
-        self.stop.begin_()
+        self.stop.begin_(says=trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: SAEModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.sums:  # between optimizer steps only

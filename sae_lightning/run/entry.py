@@ -22,7 +22,7 @@ from sae_lightning.run.command import Command, read, validate
 from sae_lightning.run.composer import Composer, one_line
 from sae_lightning.run.folder import existing, rank, remove_traces
 from sae_lightning.run.resume import replay
-from sae_lightning.signals import leave_at_once
+from sae_lightning.signals import exit_at_once
 
 log = logging.getLogger(__name__)
 Main = Callable[[DictConfig], float | None]
@@ -40,7 +40,7 @@ def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
 
     The command line is composed and checked first: a mistake is one line on stderr with the nearest valid name, exit code 2, and no
     folder. So is an InputError that `main` raises, however late; any other exception keeps its traceback (exit code 1).
-    A signal raises Interrupted. `main` should import what is heavy inside: nothing before it imports torch. `main(cfg)` calls it with
+    A signal ends the process. `main` should import what is heavy inside: nothing before it imports torch. `main(cfg)` calls it with
     a configuration at hand.
     """
 
@@ -49,7 +49,7 @@ def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
         def run(cfg: DictConfig | None = None) -> float | None:
             if cfg is not None:
                 return main(cfg)
-            leave_at_once()
+            exit_at_once()
             try:
                 _run(main, config_name)
             except InputError as problem:

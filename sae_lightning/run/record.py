@@ -22,6 +22,7 @@ import sae_lightning
 from sae_lightning.files import write_json
 from sae_lightning.run.folder import rank
 from sae_lightning.run.lock import hold, release
+from sae_lightning.signals import leaving_at_once
 
 log = logging.getLogger(__name__)
 PACKAGES = ("sae_lightning", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "transformers", "numpy")
@@ -44,15 +45,16 @@ def recording(folder: str | Path, *, seed: int, module: nn.Module, progress: Cal
     """Writes run.json when the block begins (status running) and when it ends: finished, failed or interrupted.
 
     progress: asked at the end. A run that ends well before its last step (`trainer.max_time`) is interrupted. A killed process leaves
-    `running`. Inside, this process holds the folder's lock. Ranks above 0 write nothing. Errors: InputError where another process is
-    at work in the folder.
+    `running`. Inside, a signal raises Interrupted, and this process holds the folder's lock. Ranks above 0 write nothing. Errors:
+    InputError where another process is at work in the folder.
     """
     if rank() == 0:
         hold(Path(folder))
     start_record(folder, seed=seed, module=module)
     status = "failed"
     try:
-        yield
+        with leaving_at_once():
+            yield
         status = "finished" if progress().is_done else "interrupted"
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
