@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sae_lightning.callbacks.last import _validation_follows
 from tests.data.tiny import harvest
 from tests.runs import ROOT, compose
 from tests.test_contract import FITTING, knob
@@ -38,7 +39,7 @@ class KillAfter(L.Callback):
         trainer.callbacks = [*(other for other in trainer.callbacks if other is not self), self]  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and self.step % VALIDATED and self.step != STEPS:
+        if trainer.global_step == self.step and not _validation_follows(trainer):
             raise Killed
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
