@@ -1,19 +1,15 @@
 """An array [batch, d_sae] of which only what matters is stored."""
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lightning.kernels import reference as kernels
-from sae_lightning.kernels.reference import ByLatent, Entries
-
-DENSE_ABOVE = 0.05
-"""Share of entries above which the dense form is the cheaper one on a CPU (benchmarks/density.py prints the crossing)."""
+from sae_lightning.kernels import ops
+from sae_lightning.kernels.reference import ByLatent, Entries, sum_per_latent
 
 
 class Latents(abc.ABC):
@@ -79,92 +75,130 @@ class Dense(Latents):
 
 @dataclass(frozen=True, eq=False)
 class Sparse(Latents):
-    """Entries row by row; `sort` gives the same entries by latent, sorted when a gradient first asks for it."""
+    """Entries row by row; `by_latent` are the same ones sorted by latent, where a gradient will ask for them."""
 
     values: Float[Tensor, " n"]
     entries: Entries
-    sort: Callable[[], ByLatent] = field(repr=False)
+    by_latent: ByLatent | None = None
 
     def at(self, per_latent: Tensor) -> Tensor:
         return per_latent.index_select(0, self.entries.latents)
 
     def decode(self, W_dec: Tensor) -> Tensor:
-        return kernels.Decode.apply(self.values, W_dec, self.entries, self.sort)  # type: ignore[return-value]
+        rows, latents, offsets, d_sae = self.entries
+        if not torch.is_grad_enabled():
+            return ops.sum_by_row(self.values, W_dec, rows, latents, offsets)
+        return ops.decode(self.values, W_dec, rows, latents, offsets, *(self.by_latent or ops.by_latent(rows, latents, offsets, d_sae)))
 
     def fires(self) -> Tensor:
-        return torch.bincount(self.entries.latents[self.values > 0], minlength=self.entries.d_sae)
+        return sum_per_latent((self.values > 0).long(), self.entries.latents, self.entries.d_sae)
 
     def l0_per_row(self) -> Tensor:
-        return torch.bincount(self.entries.rows[self.values > 0], minlength=len(self.entries.offsets))
+        return sum_per_latent((self.values > 0).long(), self.entries.rows, len(self.entries.offsets))
 
     def sum_per_latent(self) -> Tensor:
-        return kernels.sum_per_latent(self.values, self.entries)
+        return sum_per_latent(self.values, self.entries.latents, self.entries.d_sae)
 
     def dense(self) -> Tensor:
         empty = self.values.new_zeros(len(self.entries.offsets), self.entries.d_sae)
         return empty.index_put((self.entries.rows, self.entries.latents), self.values)
 
 
-class _Once:
-    """Calls a function the first time it is called itself, and remembers. (torch.compile looks through functools.cache.)"""
+@dataclass(frozen=True, eq=False)
+class Subset(Latents):
+    """Every value of a few latents, by their numbers; the others are 0."""
 
-    def __init__(self, make: Callable[[], ByLatent]):
-        self.make, self.made = make, None
+    values: Float[Tensor, "batch n"]
+    latents: Int[Tensor, " n"]
+    d_sae: int
 
-    def __call__(self) -> ByLatent:
-        if self.made is None:
-            self.made = self.make()
-        return self.made
+    def at(self, per_latent: Tensor) -> Tensor:
+        return per_latent.index_select(0, self.latents)
+
+    def decode(self, W_dec: Tensor) -> Tensor:
+        return self.values @ W_dec.index_select(0, self.latents)
+
+    def fires(self) -> Tensor:
+        return sum_per_latent((self.values > 0).sum(0), self.latents, self.d_sae)
+
+    def l0_per_row(self) -> Tensor:
+        return (self.values > 0).sum(1)
+
+    def sum_per_latent(self) -> Tensor:
+        return sum_per_latent(self.values.sum(0), self.latents, self.d_sae)
+
+    def dense(self) -> Tensor:
+        return self.values.new_zeros(len(self.values), self.d_sae).index_copy(1, self.latents, self.values)
 
 
 @dataclass(frozen=True, eq=False)
 class PreActivations:
-    """h = x W_encᵀ + b_enc (x already centred), off the tape. What is chosen from it gets its gradient back, and nothing else does.
+    """h = (x − b_dec) W_encᵀ + b_enc, off the tape. What is chosen from it gets its gradient back, and nothing else does.
 
     Under bf16-mixed h is bfloat16; what is chosen from it is float32, like thresholds and everything compared with them.
-    `sparse`: the form of what is chosen; None decides by density.
+    `centred` is x − b_dec. `sparse`: the form of what is chosen; None decides by density (under torch.compile, which cannot look at
+    the data: sparse).
     """
 
     h: Float[Tensor, "batch d_sae"]
     x: Float[Tensor, "batch d_in"]
+    b_dec: Float[Tensor, " d_in"] | None
     W_enc: Float[Tensor, "d_sae d_in"]
     b_enc: Float[Tensor, " d_sae"]
+    centred: Float[Tensor, "batch d_in"]
     sparse: bool | None = None
 
     @classmethod
-    def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, sparse: bool | None = None) -> Self:
+    def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, sparse: bool | None = None, b_dec: Tensor | None = None) -> Self:
         with torch.no_grad():
-            h = torch.addmm(b_enc, x, W_enc.T)
-        return cls(h, x, W_enc, b_enc, sparse)
+            centred = x if b_dec is None else x - b_dec
+            inputs = centred, W_enc, b_enc
+            if torch.is_autocast_enabled(x.device.type):
+                inputs = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in inputs]
+            h = ops.encode(*inputs)
+        return cls(h, x, b_dec, W_enc, b_enc, centred, sparse)
 
     def top_k(self, k: int, among: Bool[Tensor, " d_sae"] | None = None) -> Latents:
-        """relu of the k largest h of each row, of the latents in `among` where it is given (fewer than k: the rest is 0)."""
-        h = self.h if among is None else self.h.masked_fill(~among, -torch.inf)
-        latents = h.topk(k, dim=1, sorted=False).indices
-        rows = torch.arange(len(h), device=h.device)
-        form = self._choose(rows.repeat_interleave(k), latents.flatten(), rows * k)
-        values = form.values.relu()
-        return form.with_values(values if among is None else values * form.at(among.to(values.dtype)))
+        """relu of the k largest h of each row, of the latents in `among` where it is given (fewer than k: all of those)."""
+        if among is not None:
+            return self._top_k_among(k, among)
+        values, latents = ops.top_k(self.h, k)
+        rows = torch.arange(len(values), device=values.device)
+        f = self._choose(values.flatten(), rows.repeat_interleave(k), latents.flatten(), rows * k)
+        return f.with_values(f.values.relu())
 
     def above(self, threshold: Float[Tensor, " d_sae"] | float) -> Latents:
         """At least every h over the threshold. What else it holds is for the caller's own function to map to 0."""
         if self.sparse is False:
             return self._all()
-        over = self.h > threshold
-        per_row = over.sum(1)
-        if self.sparse is None and int(per_row.sum()) > DENSE_ABOVE * over.numel():
-            return self._all()
-        rows, latents = over.nonzero(as_tuple=True)
-        return self._choose(rows, latents, per_row.cumsum(0) - per_row)
+        if not isinstance(threshold, Tensor):
+            threshold = torch.full_like(self.b_enc, threshold)
+        threshold = threshold.detach()
+        if self.sparse or torch.compiler.is_compiling():
+            return self._choose(*ops.above(self.h, threshold))
+        chosen = ops.backend(self.h, threshold).above(self.h, threshold, int(ops.DENSE_ABOVE * self.h.numel()))
+        return self._all() if chosen is None else self._choose(*chosen)
+
+    def _top_k_among(self, k: int, among: Tensor) -> Latents:
+        if self.sparse is not None or self.h.is_cuda or torch.compiler.is_compiling():
+            f = self._choose(*ops.top_k_among(self.h, k, among))
+            return f.with_values(f.values.relu())
+        latents = among.nonzero().flatten()
+        few = replace(self, h=self.h.index_select(1, latents), W_enc=self.W_enc.index_select(0, latents),
+                      b_enc=self.b_enc.index_select(0, latents), sparse=False)  # fmt: skip
+        f = few.top_k(k) if k < len(latents) else few._all()
+        return Subset(f.values.relu(), latents, self.h.shape[1])
 
     def _all(self) -> Dense:
-        return Dense(kernels.Attach.apply(self.x, self.W_enc, self.b_enc, self.h))  # type: ignore[arg-type]
+        return Dense(ops.Attach.apply(self.x, self.b_dec, self.W_enc, self.b_enc, self.centred, self.h))  # type: ignore[arg-type]
 
-    def _choose(self, rows: Tensor, latents: Tensor, offsets: Tensor) -> Latents:
+    def _choose(self, chosen: Tensor, rows: Tensor, latents: Tensor, offsets: Tensor) -> Latents:
         if self.sparse is False:
             dense = self._all()
             return Dense(dense.values * torch.zeros_like(dense.values).index_put((rows, latents), dense.values.new_ones(())))
         entries = Entries(rows, latents, offsets, self.h.shape[1])
-        sort = _Once(lambda: kernels.by_latent(entries))
-        values: Tensor = kernels.Pick.apply(self.x, self.W_enc, self.b_enc, self.h, entries, sort)  # type: ignore[assignment]
-        return Sparse(values, entries, sort)
+        if not torch.is_grad_enabled():
+            return Sparse(chosen.to(self.b_enc.dtype), entries)
+        by_latent = ByLatent(*ops.by_latent(*entries))
+        made_of = self.x, self.b_dec, self.W_enc, self.b_enc, self.centred
+        return Sparse(ops.pick(*made_of, chosen, rows, latents, offsets, *by_latent), entries, by_latent)

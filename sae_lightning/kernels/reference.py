@@ -1,16 +1,17 @@
-"""Sparse decoding and its gradients in plain PyTorch: what every other backend is held equal to.
+"""What is done with sparse entries, in plain PyTorch: always there, and what every other backend is held equal to.
 
 An entry is (row, latent, value). Entries stand row by row: `offsets[i]` is where row i begins. Sorted by latent instead, they turn both
-weight gradients into the same weighted sum over rows: that sort is made once (`ByLatent`) and shared.
+weight gradients into the same weighted sum over rows.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from sae_lightning.kernels import memory
 
 
 class Entries(NamedTuple):
@@ -30,6 +31,29 @@ class ByLatent(NamedTuple):
     offsets: Int[Tensor, " d_sae"]
 
 
+def encode(x: Float[Tensor, "batch d"], W: Float[Tensor, "d_sae d"], b: Float[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
+    """x Wᵀ + b."""
+    return torch.addmm(b, x, W.T, out=memory.empty((len(x), len(W)), like=x))
+
+
+def top_k(h: Float[Tensor, "batch d_sae"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+    """The k largest h of each row, 0 in place of what is negative, and their latents (of values that are 0: any others)."""
+    values, latents = h.topk(k, dim=1, sorted=False)
+    return values.relu(), latents
+
+
+def above(
+    h: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"], most: int
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " batch"]] | None:
+    """Every h over its latent's threshold, or a NaN: (values, rows, latents, offsets). None where there are more than `most`."""
+    over = ~(h <= threshold)
+    per_row = over.sum(1)
+    if int(per_row.sum()) > most:
+        return None
+    rows, latents = (column.clone() for column in over.nonzero(as_tuple=True))
+    return h[rows, latents], rows, latents, per_row.cumsum(0) - per_row
+
+
 def by_latent(entries: Entries) -> ByLatent:
     """Sorts entries by latent, stably, so that sums over them have one order."""
     latents, order = entries.latents.sort(stable=True)
@@ -39,7 +63,7 @@ def by_latent(entries: Entries) -> ByLatent:
 
 def weighted_sum(
     weights: Float[Tensor, " n"], index: Int[Tensor, " n"], table: Float[Tensor, "m d"], offsets: Int[Tensor, " bags"]
-) -> Tensor:
+) -> Float[Tensor, "bags d"]:
     """out[b] = Σ over the entries i of bag b of weights[i] · table[index[i]]; bags stand one after another, b begins at offsets[b]."""
     if len(index) == 0:
         return table.new_zeros(len(offsets), table.shape[1])
@@ -53,66 +77,16 @@ def products(a: Float[Tensor, "batch d"], W: Float[Tensor, "d_sae d"], entries: 
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, W, entries.latents, entries.offsets, entries.rows, 0)
 
 
-def sum_per_latent(values: Float[Tensor, " n"], entries: Entries) -> Float[Tensor, " d_sae"]:
+def sum_per_latent(values: Tensor, latents: Int[Tensor, " n"], d_sae: int) -> Tensor:
     """Σ of the values of each latent."""
-    return values.new_zeros(entries.d_sae).index_add(0, entries.latents, values)
+    return values.new_zeros(d_sae).index_add(0, latents, values)
 
 
-class Decode(torch.autograd.Function):
-    """out[row] = Σ value · W_dec[latent]."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, W_dec: Tensor, entries: Entries, sort: Any) -> Tensor:
-        ctx.save_for_backward(values, W_dec)
-        ctx.entries, ctx.sort = entries, sort
-        return weighted_sum(values, entries.latents, W_dec, entries.offsets)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, W_dec = ctx.saved_tensors
-        grad = grad.contiguous()
-        d_values = products(grad, W_dec, ctx.entries) if ctx.needs_input_grad[0] else None
-        d_W = None
-        if ctx.needs_input_grad[1]:
-            sort = ctx.sort()
-            d_W = weighted_sum(values[sort.order], sort.rows, grad, sort.offsets)
-        return d_values, d_W, None, None
+def project_(gradient: Float[Tensor, "d_sae d"], W: Float[Tensor, "d_sae d"]) -> None:
+    """Takes from each row of the gradient its part along the same row of W."""
+    gradient -= (gradient * W).sum(1, keepdim=True) / W.square().sum(1, keepdim=True) * W
 
 
-class Pick(torch.autograd.Function):
-    """h[row, latent] of an h = (x − b_dec) W_encᵀ + b_enc that is off the tape; the gradient goes straight to what h was made of."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, h: Tensor, entries: Entries, sort: Any) -> Tensor:
-        ctx.save_for_backward(x, W_enc)
-        ctx.entries, ctx.sort = entries, sort
-        return h[entries.rows, entries.latents].to(b_enc.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, W_enc = ctx.saved_tensors
-        needs_x, needs_W, needs_b, *_ = ctx.needs_input_grad
-        d_x = weighted_sum(grad, ctx.entries.latents, W_enc, ctx.entries.offsets) if needs_x else None
-        d_W = None
-        if needs_W:
-            sort = ctx.sort()
-            d_W = weighted_sum(grad[sort.order], sort.rows, x, sort.offsets)
-        return d_x, d_W, sum_per_latent(grad, ctx.entries) if needs_b else None, None, None, None
-
-
-class Attach(torch.autograd.Function):
-    """All of h: the dense counterpart of `Pick`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, h: Tensor) -> Tensor:
-        ctx.save_for_backward(x, W_enc)
-        return h.to(b_enc.dtype, copy=True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, W_enc = ctx.saved_tensors
-        needs_x, needs_W, needs_b, *_ = ctx.needs_input_grad
-        return grad @ W_enc if needs_x else None, grad.T @ x if needs_W else None, grad.sum(0) if needs_b else None, None
+def normalise_(W: Float[Tensor, "d_sae d"]) -> None:
+    """Divides each row by its norm."""
+    F.normalize(W, dim=1, out=W)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sae_lightning.data.batch import Shape
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels import ops
 from sae_lightning.latents import Latents, PreActivations
 
 
@@ -56,7 +57,7 @@ class Dictionary(nn.Module):
         return torch.stack([part.norm(dim=1) for part in self.W_dec.split(self.shape.y, dim=1)]).sum(0)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> PreActivations:
-        return PreActivations.of(x - self.b_dec if self.subtract else x, self.W_enc, self.b_enc, self.sparse)
+        return PreActivations.of(x, self.W_enc, self.b_enc, self.sparse, self.b_dec if self.subtract else None)
 
     def decode(self, latents: Latents, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
         y_hat = latents.decode(self.W_dec) + self.b_dec
@@ -77,13 +78,13 @@ class Dictionary(nn.Module):
     def before_step_(self) -> None:
         """Removes from W_dec's gradient what would only change a direction's length."""
         if self.unit_norm and self.W_dec.grad is not None:
-            self.W_dec.grad -= (self.W_dec.grad * self.W_dec).sum(1, keepdim=True) / self.W_dec.square().sum(1, keepdim=True) * self.W_dec
+            ops.backend(self.W_dec, self.W_dec.grad).project_(self.W_dec.grad, self.W_dec)
 
     @torch.no_grad()
     def after_step_(self, fires: Int[Tensor, " d_sae"], rows: Int[Tensor, ""]) -> None:
         """`fires` and `rows` of the whole optimizer step, over all ranks."""
         if self.unit_norm:
-            F.normalize(self.W_dec, dim=1, out=self.W_dec)
+            ops.backend(self.W_dec).normalise_(self.W_dec)
         self.rows_since_fired.add_(rows).mul_(fires == 0)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ def test_decoding_and_its_gradients_equal_the_dense_ones(mask: torch.Tensor, see
     out = torch.randn(ROWS, D, generator=g, dtype=torch.float64)
     at = entries(mask)
     values, sparse_W = f[mask].requires_grad_(), W.clone().requires_grad_()
-    sparse = Sparse(values, at, lambda: kernels.by_latent(at))
+    sparse = Sparse(values, at)
     (sparse.decode(sparse_W) * out).sum().backward()
     dense_f, dense_W = f.clone().requires_grad_(), W.clone().requires_grad_()
     (Dense(dense_f).decode(dense_W) * out).sum().backward()

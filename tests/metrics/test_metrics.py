@@ -38,7 +38,7 @@ def all_metrics() -> MetricCollection:
 def seen(y, y_hat, f, x=None, sparse=False):
     """A batch and a step, from lists or tensors."""
     from sae_lightning.data.batch import Batch
-    from sae_lightning.kernels.reference import Entries, by_latent
+    from sae_lightning.kernels.reference import Entries
     from sae_lightning.latents import Dense, Sparse
     from sae_lightning.models.base import Step
 
@@ -48,7 +48,7 @@ def seen(y, y_hat, f, x=None, sparse=False):
         stored = f != 0
         rows, columns = stored.nonzero(as_tuple=True)
         entries = Entries(rows, columns, stored.sum(1).cumsum(0) - stored.sum(1), f.shape[1])
-        latents = Sparse(f[rows, columns], entries, lambda: by_latent(entries))
+        latents = Sparse(f[rows, columns], entries)
     return Batch(y if x is None else x, y), Step(latents, y_hat, {})
 
 

@@ -1,0 +1,270 @@
+"""Loops that PyTorch has no operator for, compiled by numba. Every one works on a part `first:last` of its outer axis and lets the GIL go.
+
+Imported only where numba is installed (extra `fast`). A number of an output is the work of one loop in one order, so that results do not
+depend on how the parts were cut. Bit for bit: `top_k` and `above` choose what the reference chooses (ties: the lower latent).
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+BLOCK = 16
+"""Pre-activations are looked at in blocks: most blocks hold nothing that is chosen, and are left after one vector comparison."""
+
+
+def _compile(function: Callable[..., Any], **options: Any) -> Any:
+    """What numba makes of it when it is first called, kept on disk where there is a place for it. (A test's type checker is taken off.)"""
+    function = inspect.unwrap(function)
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+    except RuntimeError:  # neither beside this file nor in a user's cache may be written
+        return numba.njit(nogil=True, error_model="numpy", **options)(function)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    return _compile(function)
+
+
+def summing(function: Callable[..., Any]) -> Any:
+    """Sums in an order that suits the processor: the same order every time. A NaN stays one."""
+    return _compile(function, fastmath={"reassoc", "contract", "nsz"})
+
+
+@compiled
+def _collect(row, floor, found, at):
+    """Everything not ≤ floor (a NaN is among it, as infinity), in the order of the latents; returns how many."""
+    n, m = row.shape[0], 0
+    whole = n - n % BLOCK
+    for b in range(0, whole, BLOCK):
+        below = 0
+        for j in range(BLOCK):
+            below += row[b + j] <= floor
+        if below < BLOCK:
+            for j in range(BLOCK):
+                found[m], at[m] = row[b + j], b + j
+                m += not (row[b + j] <= floor)
+    for j in range(whole, n):
+        found[m], at[m] = row[j], j
+        m += not (row[j] <= floor)
+    return m
+
+
+@compiled
+def _kth_largest(v, m, k):
+    """The k-th largest of v[:m] (1 ≤ k ≤ m); reorders v. Quickselect with the median of three as pivot."""
+    lo, hi, wanted = 0, m - 1, k - 1
+    while lo < hi:
+        a, b, c = v[lo], v[(lo + hi) >> 1], v[hi]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = lo, hi
+        while i <= j:
+            while v[i] > pivot:
+                i += 1
+            while v[j] < pivot:
+                j -= 1
+            if i <= j:
+                v[i], v[j] = v[j], v[i]
+                i += 1
+                j -= 1
+        if wanted <= j:
+            hi = j
+        elif wanted >= i:
+            lo = i
+        else:
+            break
+    return v[wanted]
+
+
+@compiled
+def top_k(first, last, h, k, values, latents):
+    """The k largest positive h of each row in the order of their latents; the lowest other latents with value 0 where there are fewer.
+
+    A guess of the k-th largest, taken from the row before, keeps most of a row from being looked at twice. It never changes the result.
+    """
+    n = h.shape[1]
+    found, at, scratch = np.empty(n + 1, h.dtype), np.empty(n + 1, np.int32), np.empty(n + 1, h.dtype)
+    zero = h.dtype.type(0)
+    guess, share = zero, 0.85
+    for r in range(first, last):
+        row = h[r]
+        m = _collect(row, guess, found, at)
+        if m < k and guess > 0:
+            share *= 0.98
+            guess = h.dtype.type(0.8 * guess)
+            m = _collect(row, guess, found, at)
+            if m < k:
+                guess = zero
+                m = _collect(row, guess, found, at)
+        elif m > 2 * k:
+            share = min(0.97, share * 1.005)
+        kth, ties = zero, 0
+        if m > k:
+            for i in range(m):
+                if math.isnan(found[i]):
+                    found[i] = np.inf
+                scratch[i] = found[i]
+            kth = _kth_largest(scratch, m, k)
+            ties = k
+            for i in range(m):
+                ties -= found[i] > kth
+        q = 0
+        for i in range(m):
+            if m <= k or found[i] > kth:
+                take = True
+            else:
+                take = found[i] == kth and ties > 0
+                ties -= take
+            if take:
+                values[r, q], latents[r, q] = row[at[i]], at[i]
+                q += 1
+        if m >= k:
+            low = values[r, 0]
+            for i in range(1, k):
+                low = min(low, values[r, i])
+            guess = h.dtype.type(share * low)
+        elif q < k:
+            _fill(values[r], latents[r], q, k)
+            guess = zero
+
+
+@compiled
+def _fill(values, latents, q, k):
+    """The lowest latents that are not among latents[:q], with value 0."""
+    i, candidate, chosen = q, 0, 0
+    while i < k:
+        if chosen < q and latents[chosen] == candidate:
+            chosen += 1
+        else:
+            values[i], latents[i] = 0, candidate
+            i += 1
+        candidate += 1
+
+
+@compiled
+def above(first, last, h, threshold, per_row, values, latents):
+    """What of each row is not ≤ its threshold, one after another, until `values` is full; `per_row` counts all of it."""
+    n, capacity, m = h.shape[1], values.shape[0], 0
+    whole = n - n % BLOCK
+    for r in range(first, last):
+        row, before = h[r], m
+        for b in range(0, whole, BLOCK):
+            below = 0
+            for j in range(BLOCK):
+                below += row[b + j] <= threshold[b + j]
+            if below < BLOCK:
+                if m + BLOCK <= capacity:
+                    for j in range(BLOCK):
+                        values[m], latents[m] = row[b + j], b + j
+                        m += not (row[b + j] <= threshold[b + j])
+                else:
+                    m += BLOCK - below
+        for j in range(whole, n):
+            if m < capacity:
+                values[m], latents[m] = row[j], j
+            m += not (row[j] <= threshold[j])
+        per_row[r] = m - before
+
+
+@compiled
+def by_latent(latents, rows, order, rows_in_order, offsets):
+    """A counting sort: stable, and no comparison."""
+    offsets[:] = 0
+    for i in range(latents.shape[0]):
+        offsets[latents[i]] += 1
+    total = 0
+    for j in range(offsets.shape[0]):
+        count = offsets[j]
+        offsets[j] = total
+        total += count
+    following = offsets.copy()
+    for i in range(latents.shape[0]):
+        j = latents[i]
+        place = following[j]
+        following[j] = place + 1
+        order[place] = i
+        rows_in_order[place] = rows[i]
+
+
+@summing
+def weighted_sum(first, last, weights, index, table, offsets, out):
+    """out[b] = Σ weights[i] · table[index[i]] over the entries i of bag b. Four entries at a time."""
+    bags, n, d = offsets.shape[0], index.shape[0], table.shape[1]
+    zero = table.dtype.type(0)
+    for b in range(first, last):
+        i, end = offsets[b], n if b + 1 == bags else offsets[b + 1]
+        o = out[b]
+        if end - i < 4:
+            o[:] = zero
+        else:
+            w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+            t0, t1, t2, t3 = table[index[i]], table[index[i + 1]], table[index[i + 2]], table[index[i + 3]]
+            for c in range(d):
+                o[c] = w0 * t0[c] + w1 * t1[c] + w2 * t2[c] + w3 * t3[c]
+            i += 4
+        while i + 4 <= end:
+            w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+            t0, t1, t2, t3 = table[index[i]], table[index[i + 1]], table[index[i + 2]], table[index[i + 3]]
+            for c in range(d):
+                o[c] += w0 * t0[c] + w1 * t1[c] + w2 * t2[c] + w3 * t3[c]
+            i += 4
+        while i < end:
+            w0, t0 = weights[i], table[index[i]]
+            for c in range(d):
+                o[c] += w0 * t0[c]
+            i += 1
+
+
+@summing
+def products(first, last, a, W, latents, offsets, out):
+    """⟨a[row], W[latent]⟩ at the entries of rows first:last. Four entries at a time."""
+    rows, n, d = offsets.shape[0], latents.shape[0], a.shape[1]
+    zero = a.dtype.type(0)
+    for r in range(first, last):
+        i, end, left = offsets[r], n if r + 1 == rows else offsets[r + 1], a[r]
+        while i + 4 <= end:
+            t0, t1, t2, t3 = W[latents[i]], W[latents[i + 1]], W[latents[i + 2]], W[latents[i + 3]]
+            p0, p1, p2, p3 = zero, zero, zero, zero
+            for c in range(d):
+                p0 += left[c] * t0[c]
+                p1 += left[c] * t1[c]
+                p2 += left[c] * t2[c]
+                p3 += left[c] * t3[c]
+            out[i], out[i + 1], out[i + 2], out[i + 3] = p0, p1, p2, p3
+            i += 4
+        while i < end:
+            t0, p0 = W[latents[i]], zero
+            for c in range(d):
+                p0 += left[c] * t0[c]
+            out[i] = p0
+            i += 1
+
+
+@summing
+def project(first, last, gradient, W):
+    """Takes from each row of the gradient its part along the same row of W."""
+    for j in range(first, last):
+        g, w = gradient[j], W[j]
+        along, square = g.dtype.type(0), g.dtype.type(0)
+        for c in range(w.shape[0]):
+            along += g[c] * w[c]
+            square += w[c] * w[c]
+        share = along / square
+        for c in range(w.shape[0]):
+            g[c] -= share * w[c]
+
+
+@summing
+def normalise(first, last, W):
+    """Divides each row by its norm."""
+    for j in range(first, last):
+        w = W[j]
+        square = w.dtype.type(0)
+        for c in range(w.shape[0]):
+            square += w[c] * w[c]
+        inverse = w.dtype.type(1) / max(np.sqrt(square), w.dtype.type(1e-12))
+        for c in range(w.shape[0]):
+            w[c] *= inverse
