@@ -15,6 +15,7 @@ from sae_lightning.data.batch import Batch
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.graph import compiled_step
 from sae_lightning.models.base import SAE, Step
 from sae_lightning.models.start import start_from_
 from sae_lightning.ranks import sum_over_ranks_
@@ -43,7 +44,7 @@ class SAEModule(L.LightningModule):
         super().__init__()
         self.sae, self.make_optimizer, self.make_scheduler = sae, optimizer, scheduler
         self.metrics, self.train_metrics = metrics, metrics.clone()
-        self.compiled: Callable[..., Step] = torch.compile(sae.step) if compile else sae.step
+        self.compiled: Callable[..., Step] = compiled_step(sae.step) if compile else sae.step
         self.register_buffer("s_in", torch.ones(sae.dictionary.shape.d_in))
         self.register_buffer("s_out", torch.ones(sae.dictionary.shape.d_out))
         self.start = () if start is None else (start,)  # not a part of this module

@@ -108,7 +108,7 @@ def _(rows: Tensor, latents: Tensor, offsets: Tensor, d_sae: int) -> tuple[Tenso
 def sum_by_row(values: Tensor, W: Tensor, rows: Tensor, latents: Tensor, offsets: Tensor) -> Tensor:
     """out[row] = Σ value · W[latent]."""
     if _dense(values, offsets, len(W)):
-        return _matrix(values, rows, latents, len(offsets), len(W)) @ W
+        return _product(_matrix(values, rows, latents, len(offsets), len(W)), W)
     return backend(values, W).weighted_sum(values, latents, W, offsets)
 
 
@@ -122,7 +122,7 @@ def sum_by_latent(values: Tensor, a: Tensor, latents: Tensor, order: Tensor, row
     """out[latent] = Σ value · a[row]; `order`, `rows` and `offsets` are those of `ByLatent`."""
     in_order = values.index_select(0, order)
     if _dense(values, offsets, len(a)):
-        return _matrix(in_order, latents.index_select(0, order), rows, len(offsets), len(a)) @ a
+        return _product(_matrix(in_order, latents.index_select(0, order), rows, len(offsets), len(a)), a)
     return backend(values, a).weighted_sum(in_order, rows, a, offsets)
 
 
@@ -135,8 +135,7 @@ def _(values: Tensor, a: Tensor, latents: Tensor, order: Tensor, rows: Tensor, o
 def products(a: Tensor, W: Tensor, rows: Tensor, latents: Tensor, offsets: Tensor) -> Tensor:
     """⟨a[row], W[latent]⟩ at every entry."""
     if _dense(latents, offsets, len(W)):
-        every = torch.mm(a, W.T, out=memory.empty((len(a), len(W)), a))
-        return every.flatten().index_select(0, rows * len(W) + latents)
+        return _product(a, W.T).flatten().index_select(0, rows * len(W) + latents)
     return backend(a, W).products(a, W, Entries(rows, latents, offsets, len(W)))
 
 
@@ -147,6 +146,11 @@ def _(a: Tensor, W: Tensor, rows: Tensor, latents: Tensor, offsets: Tensor) -> T
 
 def _dense(entries: Tensor, bags: Tensor, others: int) -> bool:
     return len(entries) > DENSE_ABOVE * len(bags) * others
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, in the precision of both also under autocast."""
+    return torch.mm(a, b, out=memory.empty((a.shape[0], b.shape[1]), a))
 
 
 def _matrix(values: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:

@@ -1,0 +1,58 @@
+"""Run by test_compile.py in a process without the test suite's type checker: every architecture's step, compiled and not.
+
+Prints one line of json a model: graphs after three steps and at the end, graph breaks, the largest difference of a gradient.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import hydra.utils
+import torch
+import torch._dynamo
+from omegaconf import OmegaConf
+
+from sae_lightning.data.batch import Shape
+from sae_lightning.kernels.graph import compiled_step
+from sae_lightning.models.dictionary import Dictionary
+
+D, LATENTS, BATCH = 16, 64, 48
+FITTING = {"k": 4, "target_l0": 4.0}
+
+
+def run(name: str, backend: str, bf16: bool) -> dict[str, object]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.manual_seed(0)
+    settings = OmegaConf.load(Path("conf/model") / f"{name}.yaml")
+    settings.update({key: value for key, value in FITTING.items() if key in settings})
+    dictionary = functools.partial(Dictionary, Shape((D,), (D,)), d_sae=LATENTS, dead_after=100)
+    sae = hydra.utils.instantiate(settings)(dictionary)
+    sae.begin_(1000)
+    sae.calibrate_(torch.randn(4096, D))
+    sae.dictionary.rows_since_fired[::5] = 1000
+    compiled = compiled_step(sae.step, fullgraph=True, backend=backend)
+    graphs, worst = [], 0.0
+    for i in range(6):
+        if i == 4:  # what revives has nothing to do any more, and a batch is unusually dense
+            sae.dictionary.rows_since_fired.zero_()
+        x, found = torch.randn(BATCH, D), []
+        if i == 4:
+            x *= 10
+        for step in (compiled, sae.step):
+            sae.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = step(x, x).loss
+            loss.backward()
+            found.append(torch.cat([loss.detach()[None], *(p.grad.flatten() for p in sae.parameters() if p.grad is not None)]))
+        worst = max(worst, float((found[0] - found[1]).abs().max() / found[1].abs().max()))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+    return {"name": name, "after_3": graphs[2], "at_the_end": graphs[-1], "breaks": breaks, "worst": worst}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for model in sys.argv[3:]:
+        print(json.dumps(run(model, sys.argv[1], sys.argv[2] == "bf16")), flush=True)
