@@ -2,7 +2,6 @@
 
 import secrets
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -13,11 +12,12 @@ from sae_lightning.files import write_text
 class WandB(WandbLogger):
     """Lightning's logger; a run that is resumed is the same run there, too.
 
-    The id of the run stands in <save_dir>/wandb_id, and is kept where there is one.
+    The id of the run stands in <save_dir>/wandb_id, and is kept where there is one. What else W&B wants to know it takes from its
+    environment: WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, …
     """
 
-    def __init__(self, save_dir: str, **kwargs: Any):
-        super().__init__(save_dir=save_dir, id=_id(Path(save_dir) / "wandb_id"), **kwargs)
+    def __init__(self, save_dir: str, project: str = "sae_lightning", name: str | None = None, offline: bool = False):
+        super().__init__(name=name, save_dir=save_dir, offline=offline, id=_id(Path(save_dir) / "wandb_id"), project=project)
 
 
 def _id(path: Path) -> str:

@@ -5,8 +5,6 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from sae_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -26,7 +24,7 @@ def newest(folder: Path) -> Point | None:
 
     Says which ones cannot be read. Errors: InputError where there are some, and none can be read.
     """
-    paths = [path for name in CANDIDATES if (path := folder / "checkpoints" / name).is_file()]
+    paths = _candidates(folder)
     unreadable: list[str] = []
     found: list[Point] = []
     for path in paths:
@@ -35,19 +33,42 @@ def newest(folder: Path) -> Point | None:
         except InputError as error:
             unreadable.append(str(error))
     for point in sorted(found, key=lambda point: point.step, reverse=True):
-        if damage := _damage(point.path):
+        if damage := damage_of(point.path):
             unreadable.append(f"{point.path} cannot be read ({damage})")
             continue
         for problem in unreadable:
             log.warning("%s: going on from %s, step %d", problem, point.path.name, point.step)
         return point
     if paths:
-        raise InputError(f"{'; '.join(unreadable)}: no checkpoint is left to go on from; delete {paths[0].parent} to begin again at step 0")
+        raise _none_left(folder, unreadable)
     return None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Errors: InputError for a run all of whose checkpoints are damaged; seen without torch, before anything is written."""
+    damages = {}
+    for path in _candidates(folder):
+        damages[path] = damage_of(path)
+        if damages[path] is None:
+            return
+    if damages:
+        raise _none_left(folder, [f"{path} cannot be read ({damage})" for path, damage in damages.items()])
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return [path for name in CANDIDATES if (path := folder / "checkpoints" / name).is_file()]
+
+
+def _none_left(folder: Path, unreadable: list[str]) -> InputError:
+    return InputError(
+        f"{'; '.join(unreadable)}: no checkpoint is left to go on from; delete {folder / 'checkpoints'} to begin again at step 0"
+    )
 
 
 def step_of(path: Path) -> int:
     """The number of optimizer steps in a checkpoint, without reading its tensors. Errors: InputError where it cannot be read."""
+    import torch
+
     try:
         if not zipfile.is_zipfile(path):
             raise RuntimeError("it is cut short, or something else")
@@ -56,7 +77,7 @@ def step_of(path: Path) -> int:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0][:200]})") from error
 
 
-def _damage(path: Path) -> str | None:
+def damage_of(path: Path) -> str | None:
     """What is wrong with a file's bytes, by the checksums in it: torch itself does not look at them."""
     try:
         with zipfile.ZipFile(path) as archive:

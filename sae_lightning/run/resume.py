@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_lightning.errors import InputError
+from sae_lightning.run.checkpoints import refuse_damaged
 from sae_lightning.run.command import Command, validate
 from sae_lightning.run.command import read as parse
 from sae_lightning.run.composer import Composer, holds, parsed
@@ -151,6 +152,8 @@ def refuse_another(stopped: Stopped, composer: Composer, words: list[str], new: 
         raise InputError(f"trainer.max_steps={steps}: the run has {before} steps; a resumed run may only become longer")
     if stopped.is_finished and steps <= before:
         raise InputError(f"{folder} is finished: it has trained all of its {before} steps; to train longer, add trainer.max_steps=…")
+    if rank() == 0:
+        refuse_damaged(folder)
 
 
 def differences(recorded: DictConfig, now: DictConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -199,7 +199,9 @@ class TestNewestCheckpoint:
         assert newest(folder) == (previous, 40)
 
     @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "pickle"])
-    def test_one_that_cannot_be_read_is_passed_over(self, damage: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_one_that_cannot_be_read_is_passed_over(
+        self, damage: str, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         last, previous = self.checkpoints(folder)
         content = last.read_bytes()
         with zipfile.ZipFile(last) as archive:
@@ -216,8 +218,11 @@ class TestNewestCheckpoint:
         assert f"{last} cannot be read" in caplog.text
         assert "going on from previous.ckpt, step 20" in caplog.text
         previous.write_bytes(b"")
-        with pytest.raises(InputError, match=r"last.ckpt cannot be read .*previous.ckpt cannot be read .*no checkpoint is left"):
-            newest(folder)
+        before = files(folder)
+        for refuses in (lambda: newest(folder), lambda: replayed(f"resume={folder}", monkeypatch=monkeypatch)):
+            with pytest.raises(InputError, match=r"last.ckpt cannot be read .*previous.ckpt cannot be read .*no checkpoint is left"):
+                refuses()
+        assert files(folder) == before
 
     def test_a_run_without_any_begins_again(self, folder: Path) -> None:
         shutil.rmtree(folder / "checkpoints")
