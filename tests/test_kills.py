@@ -27,15 +27,15 @@ from tests.transformers.tiny_gpt2 import SENTENCES, save_tiny_gpt2
 KILLS = 20
 
 
-def killed(work: Callable[[Path], None], root: Path, longest: float) -> Iterator[Path]:
-    """Begins work(root/0) again and again, and kills it at random moments of its first `longest` seconds; yields the folder after each.
+def killed(work: Callable[[Path], None], root: Path, longest: float, shortest: float = 0) -> Iterator[Path]:
+    """Begins work(root/0) again and again, and kills it at random moments, `shortest` to `longest` seconds later; yields the folder after each.
 
     Where it came to its end before, the next one is work(root/1), and so on; at last one is left alone.
     """
     chance, number, kills = random.Random(0), 0, 0
     while kills < KILLS:
         child = start(work, root / str(number))
-        child.join(chance.uniform(0, longest))
+        child.join(chance.uniform(shortest, longest))
         if child.exitcode is None:
             child.kill()
             child.join()
@@ -84,15 +84,14 @@ LENGTH = (
 )
 WORDS = (
     f"model=lagrangian model.target_l0=4 {KNOWN} {LENGTH} callbacks=[default,resample] callbacks.resample.every_n_steps=15 callbacks.resample.rows=64 "
-    "dictionary.dead_after=400 callbacks.feature_density.feature_sampling_window=40"
+    "dictionary.dead_after=400 callbacks.feature_density.feature_sampling_window=100"
 )
 RESULTS = ("metrics.csv", "sae/sae.safetensors", "sae/sae.json", "sae_best/sae.safetensors", "sae_best/sae.json")
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "SyntheticDataModule", "global_step")
 
 
 def go_on(folder: Path) -> None:
-    point = newest(folder)
-    fit(WORDS, folder, None if point is None else point.path)
+    fit(f"{WORDS} resume={folder}", folder)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -114,10 +113,10 @@ def test_a_training(tmp_path: Path) -> None:
     seconds = time.monotonic() - before
     assert results(tmp_path / "again") == results(tmp_path / "whole")
     left: Counter[str] = Counter()
-    for folder in killed(go_on, tmp_path / "killed", 1.2 * seconds):
+    for folder in killed(go_on, tmp_path / "killed", 1.1 * seconds, 0.3 * seconds):  # before that, it is built
         point = newest(folder)
         assert point is not None or not list(folder.glob("checkpoints/*.ckpt"))
-        left[f"step {point.step // 20 * 20} to {point.step // 20 * 20 + 19}" if point else "no checkpoint yet"] += 1
+        left[f"a checkpoint of steps {point.step // 20 * 20} to {min(60, point.step // 20 * 20 + 19)}" if point else "none"] += 1
     ended, expected = list((tmp_path / "killed").iterdir()), state(tmp_path / "whole")
     for folder in ended:
         assert results(folder) == results(tmp_path / "whole")

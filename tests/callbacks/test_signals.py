@@ -111,15 +111,19 @@ def test_going_on_after_a_signal_is_never_having_stopped(small_run, tmp_path, mo
 
 
 def test_lightning_takes_no_part_in_it(small_run):
-    found = []
+    before, found = [signal.getsignal(number) for number in SIGNALS], []
 
     class Look(L.Callback):
-        def on_train_batch_end(self, trainer, *args):
+        def look(self, trainer: L.Trainer, *args) -> None:
             found.append([signal.getsignal(number) for number in SIGNALS])
+
+        on_train_start = on_train_batch_end = look
 
     last = Last(4)
     trainer, _ = small_run([Look(), last], steps=2)
-    assert found == [[last.stop._receive] * len(SIGNALS)] * 2
+    assert found == [before, *[[last.stop._receive] * len(SIGNALS)] * 2]
+    assert not trainer.received_sigterm
     # A later Lightning may call these otherwise: what replaces them would then be without effect.
     assert callable(type(trainer._signal_connector).register_signal_handlers)
     assert callable(type(trainer.fit_loop.epoch_loop)._broadcast_sigterm_tensor)
+    assert "_broadcast_sigterm_tensor" in vars(trainer.fit_loop.epoch_loop)
