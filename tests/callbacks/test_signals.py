@@ -114,10 +114,11 @@ def test_lightning_takes_no_part_in_it(small_run):
     before, found = [signal.getsignal(number) for number in SIGNALS], []
 
     class Look(L.Callback):
-        def look(self, trainer: L.Trainer, *args) -> None:
+        def on_train_start(self, trainer, pl_module):
             found.append([signal.getsignal(number) for number in SIGNALS])
 
-        on_train_start = on_train_batch_end = look
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            found.append([signal.getsignal(number) for number in SIGNALS])
 
     last = Last(4)
     trainer, _ = small_run([Look(), last], steps=2)
