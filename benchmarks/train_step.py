@@ -3,7 +3,7 @@
     python benchmarks/train_step.py                    # works A and B, every part: minutes
     python benchmarks/train_step.py --works A --steps 15
     python benchmarks/train_step.py --first 2000       # also from initialisation, where relu is still dense
-    python benchmarks/train_step.py --tsv table.tsv    # the figures, for a script
+    python benchmarks/train_step.py --plain            # without numba
 
 A: d 512, 4096 latents, 2048 rows, k 32.   B: d 768, 12288 latents, 4096 rows, k 32.
 A step is `sae.step`, backward, projection, clipping, Adam, renormalisation and the counters. Floor and steps alternate in one process;
@@ -16,13 +16,16 @@ import multiprocessing
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_lightning.data.batch import Shape
 from sae_lightning.kernels import ops
@@ -45,17 +48,30 @@ WORKS = {"A": Work(512, 4096, 2048), "B": Work(768, 12288, 4096)}
 DEAD = 0.1
 """Share of latents that are dead where AuxK is measured."""
 PARTS = {
-    "encoder product": ("aten::addmm", "sae_lightning::encode"),
-    "selection": ("sae_lightning::top_k", "sae_lightning::above", "aten::topk", "aten::nonzero", "aten::repeat_interleave"),
-    "sort": ("sae_lightning::by_latent", "aten::sort", "aten::searchsorted"),
-    "decode": ("sae_lightning::decode", "sae_lightning::sum_by_row", "aten::_embedding_bag_forward_only"),
-    "gradient of values": ("sae_lightning::products", "aten::_embedding_bag_per_sample_weights_backward"),
-    "gradients of weights": ("sae_lightning::sum_by_latent", "aten::_embedding_bag"),
-    "dense products": ("aten::mm",),
+    "encoder product": ("sae_lightning::encode",),
+    "selection": ("sae_lightning::top_k", "sae_lightning::above", "sae_lightning::top_k_among"),
+    "sort by latent": ("sae_lightning::by_latent",),
+    "decode": ("sae_lightning::decode", "sae_lightning::sum_by_row"),
+    "gradient of values": ("sae_lightning::products",),
+    "gradients of weights": ("sae_lightning::sum_by_latent",),
+    "dense products": ("aten::mm", "aten::addmm"),
     "Adam": ("aten::_fused_adam_",),
-    "clipping": ("clip",),
-    "projection, renormalisation": ("constraint",),
+    "clipping": ("aten::_foreach_norm", "aten::_foreach_mul_"),
 }
+
+
+class Spent(TorchDispatchMode):
+    """Seconds of wall clock in each operator that is called while this is on; what an operator calls counts as its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        self.seconds[func._schema.name] += time.perf_counter() - start
+        return result
 
 
 def rows(work: Work, generator: torch.Generator, directions: Tensor) -> Tensor:
@@ -94,6 +110,7 @@ class Step:
     def __init__(self, sae: SAE, lr: float):
         self.sae = sae
         self.adam = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+        self.constraint, self.l0 = 0.0, 0.0
 
     def __call__(self, x: Tensor) -> None:
         step = self.sae.step(x, x)
@@ -102,15 +119,20 @@ class Step:
         self.l0 = float(sums["fires"].sum()) / len(x)
         step.loss.backward()
         del step
-        with torch.profiler.record_function("constraint"):
-            self.sae.dictionary.before_step_()
-        with torch.profiler.record_function("clip"):
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
+        dictionary = self.sae.dictionary
+        self.constraint += timed(dictionary.before_step_)[0]
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
         self.adam.step()
         self.adam.zero_grad()
-        with torch.profiler.record_function("constraint"):
-            self.sae.dictionary.after_step_(sums["fires"], sums["rows"])
+        self.constraint += timed(lambda: dictionary.after_step_(sums["fires"], sums["rows"]))[0]
         self.sae.after_step_(sums)
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of wall clock and of CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def make(name: str, work: Work, x: Tensor, settled: bool) -> Step:
@@ -140,13 +162,6 @@ def make(name: str, work: Work, x: Tensor, settled: bool) -> Step:
     return Step(sae, lr=1e-5 if settled else 1e-3)
 
 
-def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of wall clock and of CPU time."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def alternate(sides: dict[str, Callable[[Tensor], None]], batches: list[Tensor], steps: int, warm: int = 3) -> dict[str, list[tuple]]:
     """(wall, CPU) of every step but the first ones, the sides taking turns."""
     times: dict[str, list[tuple]] = {name: [] for name in sides}
@@ -163,16 +178,21 @@ def median(times: list[tuple], clock: int) -> float:
 
 
 def parts(step: Step, batches: list[Tensor], steps: int) -> dict[str, float]:
-    """Share of the wall clock of a step by what it was spent on."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    """Share of the wall clock of a step by what it was spent on; `constraint` is not an operator and is measured by the step."""
+    step.constraint = 0.0
+    chooser = ops.backend(step.sae.dictionary.W_dec)
+    above = chooser.above
+
+    def timed_above(*arguments: Any) -> Any:  # not an operator: a step that is not compiled asks it whether there are too many
+        start = time.perf_counter()
+        chosen = above(*arguments)
+        spent.seconds["sae_lightning::above"] += time.perf_counter() - start
+        return chosen
+
+    with Spent() as spent, mock.patch.object(chooser, "above", timed_above):
         wall, _ = timed(lambda: [step(batches[i % len(batches)]) for i in range(steps)])
-    events: list[Any] = list(profile.key_averages())
-    total = wall * 1e6
-    shares = {}
-    for part, names in PARTS.items():
-        whole = part in ("clipping", "projection, renormalisation")  # marked by us: with all that they call
-        spent = sum((e.cpu_time_total if whole else e.self_cpu_time_total) for e in events if e.key in names)
-        shares[part] = spent / total
+    shares = {part: sum(spent.seconds[name] for name in names) / wall for part, names in PARTS.items()}
+    shares["projection, renormalisation"] = step.constraint / wall
     shares["everything else"] = 1 - sum(shares.values())
     return shares
 
@@ -184,6 +204,7 @@ def _peak(connection: Any, name: str, work: Work) -> None:
     warm = rows(small, g, F.normalize(torch.randn(256, small.d, generator=g), dim=1))
     make(name, small, warm, True)(warm)  # what is compiled and loaded at the first step is not counted
     x = rows(work, g, F.normalize(torch.randn(work.latents, work.d, generator=g), dim=1))
+    torch.mm(x, torch.randn(work.d, work.latents))  # neither is what the library of matrix products keeps for itself
     before = _resident("VmRSS")
     step = make(name, work, x[: min(len(x), 1024)], True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here: calibration has one of its own

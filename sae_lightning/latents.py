@@ -116,7 +116,7 @@ class Subset(Latents):
         return per_latent.index_select(0, self.latents)
 
     def decode(self, W_dec: Tensor) -> Tensor:
-        return self.values @ W_dec.index_select(0, self.latents)
+        return self.values @ ops.take_rows(W_dec, self.latents)
 
     def fires(self) -> Tensor:
         return sum_per_latent((self.values > 0).sum(0), self.latents, self.d_sae)
@@ -184,8 +184,10 @@ class PreActivations:
             f = self._choose(*ops.top_k_among(self.h, k, among))
             return f.with_values(f.values.relu())
         latents = among.nonzero().flatten()
-        few = replace(self, h=self.h.index_select(1, latents), W_enc=self.W_enc.index_select(0, latents),
-                      b_enc=self.b_enc.index_select(0, latents), sparse=False)  # fmt: skip
+        if k < ops.DENSE_ABOVE * len(latents):
+            return replace(self, sparse=True)._top_k_among(k, among)
+        few = replace(self, h=self.h.index_select(1, latents), W_enc=ops.take_rows(self.W_enc, latents),
+                      b_enc=ops.take_rows(self.b_enc, latents), sparse=False)  # fmt: skip
         f = few.top_k(k) if k < len(latents) else few._all()
         return Subset(f.values.relu(), latents, self.h.shape[1])
 

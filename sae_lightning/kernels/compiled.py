@@ -12,8 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
-BLOCK = 16
-"""Pre-activations are looked at in blocks: most blocks hold nothing that is chosen, and are left after one vector comparison."""
+WORD = 8
+"""A comparison makes one byte, and eight bytes are looked at at a time: nearly all words are 0, for little of what is compared is chosen."""
 
 
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
@@ -35,21 +35,16 @@ def summing(function: Callable[..., Any]) -> Any:
 
 
 @compiled
-def _collect(row, floor, found, at):
-    """Everything not ≤ floor (a NaN is among it, as infinity), in the order of the latents; returns how many."""
-    n, m = row.shape[0], 0
-    whole = n - n % BLOCK
-    for b in range(0, whole, BLOCK):
-        below = 0
-        for j in range(BLOCK):
-            below += row[b + j] <= floor
-        if below < BLOCK:
-            for j in range(BLOCK):
-                found[m], at[m] = row[b + j], b + j
-                m += not (row[b + j] <= floor)
-    for j in range(whole, n):
-        found[m], at[m] = row[j], j
-        m += not (row[j] <= floor)
+def _collect(row, floor, mask, words, found, at):
+    """Everything not ≤ floor (a NaN is among it), in the order of the latents; returns how many. `words` are the bytes of `mask`."""
+    m = 0
+    for j in range(row.shape[0]):
+        mask[j] = not (row[j] <= floor)
+    for w in range(words.shape[0]):
+        if words[w] != 0:
+            for j in range(WORD * w, min(WORD * w + WORD, row.shape[0])):
+                found[m], at[m] = row[j], j
+                m += mask[j]
     return m
 
 
@@ -86,19 +81,21 @@ def top_k(first, last, h, k, values, latents):
     A guess of the k-th largest, taken from the row before, keeps most of a row from being looked at twice. It never changes the result.
     """
     n = h.shape[1]
-    found, at, scratch = np.empty(n + 1, h.dtype), np.empty(n + 1, np.int32), np.empty(n + 1, h.dtype)
+    found, at, scratch = np.empty(n + 1, h.dtype), np.empty(n + 1, np.int32), np.empty(n, h.dtype)
+    mask = np.zeros((n + WORD - 1) // WORD * WORD, np.uint8)
+    words = mask.view(np.uint64)
     zero = h.dtype.type(0)
     guess, share = zero, 0.85
     for r in range(first, last):
         row = h[r]
-        m = _collect(row, guess, found, at)
+        m = _collect(row, guess, mask, words, found, at)
         if m < k and guess > 0:
             share *= 0.98
             guess = h.dtype.type(0.8 * guess)
-            m = _collect(row, guess, found, at)
+            m = _collect(row, guess, mask, words, found, at)
             if m < k:
                 guess = zero
-                m = _collect(row, guess, found, at)
+                m = _collect(row, guess, mask, words, found, at)
         elif m > 2 * k:
             share = min(0.97, share * 1.005)
         kth, ties = zero, 0
@@ -148,24 +145,18 @@ def _fill(values, latents, q, k):
 def above(first, last, h, threshold, per_row, values, latents):
     """What of each row is not ≤ its threshold, one after another, until `values` is full; `per_row` counts all of it."""
     n, capacity, m = h.shape[1], values.shape[0], 0
-    whole = n - n % BLOCK
+    mask = np.zeros((n + WORD - 1) // WORD * WORD, np.uint8)
+    words = mask.view(np.uint64)
     for r in range(first, last):
         row, before = h[r], m
-        for b in range(0, whole, BLOCK):
-            below = 0
-            for j in range(BLOCK):
-                below += row[b + j] <= threshold[b + j]
-            if below < BLOCK:
-                if m + BLOCK <= capacity:
-                    for j in range(BLOCK):
-                        values[m], latents[m] = row[b + j], b + j
-                        m += not (row[b + j] <= threshold[b + j])
-                else:
-                    m += BLOCK - below
-        for j in range(whole, n):
-            if m < capacity:
-                values[m], latents[m] = row[j], j
-            m += not (row[j] <= threshold[j])
+        for j in range(n):
+            mask[j] = not (row[j] <= threshold[j])
+        for w in range(words.shape[0]):
+            if words[w] != 0:
+                for j in range(WORD * w, min(WORD * w + WORD, n)):
+                    if m < capacity:
+                        values[m], latents[m] = row[j], j
+                    m += mask[j]
         per_row[r] = m - before
 
 

@@ -27,7 +27,7 @@ def above(h: Tensor, threshold: Tensor, most: int) -> tuple[Tensor, Tensor, Tens
     found: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
 
     def look(first: int, last: int) -> None:
-        values, latents = _buffers(min(most, (last - first) * h.shape[1]) + compiled.BLOCK)
+        values, latents = _buffers(min(most, (last - first) * h.shape[1]) + 1)
         compiled.above(first, last, *arrays, values, latents)
         n = int(arrays[2][first:last].sum())
         if n <= most:

@@ -4,17 +4,15 @@ A fresh array of tens of MB costs several times what writing it costs: the syste
 use when nothing refers to it any more, not before.
 """
 
+import functools
+import importlib.util
 import math
 import sys
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
-
-try:
-    import numpy as np
-except ImportError:  # torch does without, and so does what was trained
-    np = None
 
 LARGE = 1 << 20
 """Bytes from which on memory is kept."""
@@ -23,20 +21,28 @@ MOST = 6
 _IDLE = 2
 """References to an array that nothing uses: the list's and that of the question."""
 
-_kept: list["np.ndarray"] = []
+_kept: list[Any] = []
 _lock = threading.Lock()
 
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """torch.empty of that shape with the type and the device of `like`."""
     size = math.prod(shape) * like.element_size()
-    if np is None or like.device.type != "cpu" or size < LARGE:
+    if not _has_numpy() or like.device.type != "cpu" or size < LARGE:
         return like.new_empty(shape)
     with _lock:
-        return torch.from_numpy(_array(size)).view(like.dtype).view(shape)
+        storage = torch.from_numpy(_array(size)).untyped_storage()
+    # Not a view: what it is given to may change it in place.
+    return like.new_empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
-def _array(size: int) -> "np.ndarray":
+@functools.cache
+def _has_numpy() -> bool:
+    """Torch does without it, and so does using what was trained."""
+    return importlib.util.find_spec("numpy") is not None
+
+
+def _array(size: int) -> Any:
     """Idle memory of exactly that size, or new one; what has been idle longest makes room."""
     idle = [i for i in range(len(_kept)) if sys.getrefcount(_kept[i]) == _IDLE]
     for i in idle:

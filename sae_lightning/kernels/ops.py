@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_lightning.kernels import memory, reference
 from sae_lightning.kernels.reference import Entries
 
-DENSE_ABOVE = 0.05
+DENSE_ABOVE = 0.1
 """Share of entries above which the dense form is the cheaper one on a CPU (benchmarks/density.py prints the crossing)."""
 
 Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -236,3 +236,34 @@ class Attach(torch.autograd.Function):
         d_x = grad @ W_enc if need_x else None
         d_W = torch.mm(grad.T, centred, out=memory.empty(tuple(W_enc.shape), W_enc)) if need_W else None
         return d_x, -(d_b @ W_enc) if need_b_dec else None, d_W, d_b, None, None
+
+
+@torch.library.custom_op("sae_lightning::take_rows", mutates_args=())
+def take_rows(W: Tensor, latents: Tensor) -> Tensor:
+    """W[latents], each at most once: the gradient is put into memory that is used again."""
+    return W.index_select(0, latents)
+
+
+@take_rows.register_fake
+def _(W: Tensor, latents: Tensor) -> Tensor:
+    return W.new_empty(latents.shape[0], *W.shape[1:])
+
+
+@torch.library.custom_op("sae_lightning::put_rows", mutates_args=())
+def put_rows(rows: Tensor, latents: Tensor, d_sae: int) -> Tensor:
+    """0 but for `rows` at `latents`."""
+    return memory.empty((d_sae, *rows.shape[1:]), rows).zero_().index_copy_(0, latents, rows)
+
+
+@put_rows.register_fake
+def _(rows: Tensor, latents: Tensor, d_sae: int) -> Tensor:
+    return rows.new_empty(d_sae, *rows.shape[1:])
+
+
+def _save_take_rows(ctx, inputs, output) -> None:
+    W, latents = inputs
+    ctx.save_for_backward(latents)
+    ctx.d_sae = len(W)
+
+
+take_rows.register_autograd(lambda ctx, grad: (put_rows(grad, *ctx.saved_tensors, ctx.d_sae), None), setup_context=_save_take_rows)

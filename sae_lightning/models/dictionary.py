@@ -60,7 +60,7 @@ class Dictionary(nn.Module):
         return PreActivations.of(x, self.W_enc, self.b_enc, self.sparse, self.b_dec if self.subtract else None)
 
     def decode(self, latents: Latents, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
-        y_hat = latents.decode(self.W_dec) + self.b_dec
+        y_hat = latents.decode(self.W_dec).add_(self.b_dec)
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
 
     @torch.no_grad()
