@@ -27,23 +27,26 @@ from tests.transformers.tiny_gpt2 import SENTENCES, save_tiny_gpt2
 KILLS = 20
 
 
-def killed(work: Callable[[Path], None], root: Path, longest: float, shortest: float = 0) -> Iterator[Path]:
-    """Begins work(root/0) again and again, and kills it at random moments, `shortest` to `longest` seconds later; yields the folder after each.
+def killed(work: Callable[[Path], None], root: Path, longest: float, earliest: float = 0.0) -> Iterator[Path]:
+    """Begins work(root/0) again and again, and kills it at random moments; yields the folder after each.
 
-    Where it came to its end before, the next one is work(root/1), and so on; at last one is left alone.
+    Where it came to its end before, the next one is work(root/1), and so on; at last one is left alone. `longest`: the seconds that it
+    takes from its beginning (less where it turns out to take less); `earliest`: the share of them in which nothing is killed.
     """
-    chance, number, kills = random.Random(0), 0, 0
+    chance, number, kills, is_new = random.Random(0), 0, 0, True
     while kills < KILLS:
+        began = time.monotonic()
         child = start(work, root / str(number))
-        child.join(chance.uniform(shortest, longest))
+        child.join(longest * chance.uniform(earliest, 1))
         if child.exitcode is None:
             child.kill()
             child.join()
-            kills += 1
+            kills, is_new = kills + 1, False
             yield root / str(number)
         else:
             assert child.exitcode == 0
-            number += 1
+            longest = min(longest, time.monotonic() - began) if is_new else longest
+            number, is_new = number + 1, True
     work(root / str(number))
 
 
@@ -73,6 +76,7 @@ def test_a_harvest(tmp_path, monkeypatch) -> None:
         left[f"{len(list(stores.glob('*/shard*')))} of 4 shards{half_written(stores)}"] += 1
     ended = list((tmp_path / "killed").iterdir())
     for stores in ended:
+        assert not list(stores.glob("*/.harvesting.json"))
         assert files(stores / whole.path.name) == files(whole.path)
     show(f"harvest ({len(ended)} stores, each byte-equal to an uninterrupted one)", left)
 
@@ -113,7 +117,7 @@ def test_a_training(tmp_path: Path) -> None:
     seconds = time.monotonic() - before
     assert results(tmp_path / "again") == results(tmp_path / "whole")
     left: Counter[str] = Counter()
-    for folder in killed(go_on, tmp_path / "killed", 1.1 * seconds, 0.3 * seconds):  # before that, it is built
+    for folder in killed(go_on, tmp_path / "killed", seconds, earliest=0.3):  # before that, it is built
         point = newest(folder)
         assert point is not None or not list(folder.glob("checkpoints/*.ckpt"))
         left[f"a checkpoint of steps {point.step // 20 * 20} to {min(60, point.step // 20 * 20 + 19)}" if point else "none"] += 1

@@ -207,6 +207,7 @@ class Harvest:
                 log.info("harvested %d rows at %.0f rows/s", progress.rows, progress.rows_per_second)
         if not manifest.counts.rows:
             raise InputError(f"no row of {self.path} was kept: raise data.exclude_norm_above or give another text")
+        (self.path / OWNER).unlink(missing_ok=True)  # before: a harvest that is killed after it is complete leaves nothing else
         writer.finish()
         self._report(manifest)
 
