@@ -281,6 +281,7 @@ def main() -> None:
     arguments.add_argument("--models", nargs="+", default=["topk", "lagrangian", "relu", "topk, AuxK active"])
     arguments.add_argument("--steps", type=int, default=11)
     arguments.add_argument("--first", type=int, default=0, help="also this many steps from initialisation")
+    arguments.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True, help="also F 4096 against 32768")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--plain", action="store_true", help="without numba, as where the extra `fast` is not installed")
     chosen = arguments.parse_args()
@@ -297,6 +298,8 @@ def main() -> None:
             )
         for name in (m for m in chosen.models if chosen.first and m != "topk, AuxK active"):
             first(label, WORKS[label], name, chosen.first)
+    if not chosen.scaling:
+        return
     small, large = (measure(f"F {n}", Work(512, n, 2048), ["topk", "lagrangian"], 5) for n in (4096, 32768))
     for a, b in zip(small, large, strict=True):
         print(f"{a['name']}: F 4096 → 32768, a latent costs {b['ms'] / a['ms'] / 8:.2f} × as much, ratio {a['wall']:.2f} → {b['wall']:.2f}")

@@ -186,10 +186,11 @@ class PreActivations:
         latents = among.nonzero().flatten()
         if k < ops.DENSE_ABOVE * len(latents):
             return replace(self, sparse=True)._top_k_among(k, among)
-        few = replace(self, h=self.h.index_select(1, latents), W_enc=ops.take_rows(self.W_enc, latents),
-                      b_enc=ops.take_rows(self.b_enc, latents), sparse=False)  # fmt: skip
-        f = few.top_k(k) if k < len(latents) else few._all()
-        return Subset(f.values.relu(), latents, self.h.shape[1])
+        h = self.h.index_select(1, latents)
+        if k < len(latents):
+            ops.backend(h).keep_top_k_(h, k)
+        few = replace(self, h=h, W_enc=ops.take_rows(self.W_enc, latents), b_enc=ops.take_rows(self.b_enc, latents))
+        return Subset(few._all().values.relu(), latents, self.h.shape[1])
 
     def _all(self) -> Dense:
         return Dense(ops.Attach.apply(self.x, self.b_dec, self.W_enc, self.b_enc, self.centred, self.h))  # type: ignore[arg-type]

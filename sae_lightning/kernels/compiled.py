@@ -129,6 +129,31 @@ def top_k(first, last, h, k, values, latents):
 
 
 @compiled
+def keep_top_k(first, last, h, k):
+    """Sets to 0, in place, what is not among the k largest positive numbers of its row (of equal ones: the first are kept)."""
+    n = h.shape[1]
+    scratch = np.empty(n, h.dtype)
+    for r in range(first, last):
+        row, m = h[r], 0
+        for j in range(n):
+            if not (row[j] <= 0):
+                scratch[m] = np.inf if math.isnan(row[j]) else row[j]
+                m += 1
+        kth, ties = h.dtype.type(0), 0
+        if m > k:
+            kth = _kth_largest(scratch, m, k)
+            ties = k
+            for j in range(n):
+                ties -= not (row[j] <= kth)
+        for j in range(n):
+            if row[j] <= kth:
+                if row[j] == kth and ties > 0:
+                    ties -= 1
+                else:
+                    row[j] = 0
+
+
+@compiled
 def _fill(values, latents, q, k):
     """The lowest latents that are not among latents[:q], with value 0."""
     i, candidate, chosen = q, 0, 0

@@ -20,6 +20,12 @@ def top_k(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, latents
 
 
+def keep_top_k_(h: Tensor, k: int) -> Tensor:
+    array = _array(h)
+    share(len(h), lambda first, last: compiled.keep_top_k(first, last, array, k))
+    return h
+
+
 def above(h: Tensor, threshold: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Every part writes into a buffer that its thread keeps; with the sum of what they found each knows its place in the result."""
     per_row = torch.empty(len(h), dtype=torch.int64)

@@ -42,6 +42,12 @@ def top_k(h: Float[Tensor, "batch d_sae"], k: int) -> tuple[Float[Tensor, "batch
     return values.relu(), latents
 
 
+def keep_top_k_(h: Float[Tensor, "batch n"], k: int) -> Float[Tensor, "batch n"]:
+    """Sets everything to 0, in place, but the k largest positive h of each row."""
+    values, latents = top_k(h, k)
+    return h.zero_().scatter_(1, latents, values)
+
+
 def above(
     h: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"], most: int
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " batch"]] | None:

@@ -36,6 +36,14 @@ def test_the_same_values_are_the_largest(shape: tuple[int, int], density: float,
     assert all(len(set(row)) == k for row in latents.tolist()), "every latent once"
 
 
+@given(shapes, densities, st.integers(1, 40), st.booleans(), st.integers(0, 100))
+def test_what_is_kept_in_place_is_what_is_chosen(shape: tuple[int, int], density: float, k: int, ties: bool, seed: int) -> None:
+    h, k = numbers(*shape, density, seed, ties), min(k, shape[1])
+    values, latents = cpu.top_k(h, k)
+    assert_close(cpu.keep_top_k_(h.clone(), k), torch.zeros(shape).scatter(1, latents, values), rtol=0, atol=0)
+    assert_close(reference.keep_top_k_(h.clone(), k).sort(1).values, cpu.keep_top_k_(h, k).sort(1).values, rtol=0, atol=0)
+
+
 @given(shapes, st.integers(1, 40), st.integers(0, 100))
 def test_of_equal_values_the_lower_latents_are_taken(shape: tuple[int, int], k: int, seed: int) -> None:
     h, k = numbers(*shape, 1.0, seed, ties=True), min(k, shape[1])
