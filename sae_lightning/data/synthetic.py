@@ -5,7 +5,7 @@ from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_lightning.data.batch import Batch, Shape
@@ -19,9 +19,9 @@ HELD_OUT, SAMPLED = 1 << 40, 1 << 41
 class SyntheticDataModule(RowsDataModule):
     """Sparse non-negative sums of known unit directions, plus noise (definitions §4, "the reference synthetic rows").
 
-    A row has Binomial(2·l0, ½) active directions, drawn without replacement with probability ∝ (rank + n/16)^−zipf, each with
-    magnitude |1 + 0.25·N(0,1)|; Gaussian noise of `noise` times the signal's standard deviation per dimension. `correlation`: the share
-    of every second active direction that is replaced by the partner (rank ⊕ 1) of the one before it.
+    A row is the sum of Binomial(2·l0, ½) draws, each a direction with probability ∝ (rank + n/16)^−zipf and a magnitude
+    |1 + 0.25·N(0,1)| (one drawn twice counts twice), and Gaussian noise of `noise` times the signal's standard deviation per dimension.
+    `correlation`: the share of every second draw that is replaced by the partner (rank ⊕ 1) of the one before it.
 
     A row depends on (seed, its index) only: training rows are 0, 1, 2, …, held-out rows and samples lie far behind. `d`: width of a
     row; `n_directions`: how many there are; `l0`: mean number active; `rows_held_out`: validation rows.
@@ -31,9 +31,9 @@ class SyntheticDataModule(RowsDataModule):
     def __init__(self, d: int, n_directions: int, l0: float, batch_size: int, zipf: float = 1.0, noise: float = 0.1, correlation: float = 0.0,
                  rows_held_out: int = 16384, scale: str = "unit", seed: int = 0):  # fmt: skip
         super().__init__(batch_size, scale)
-        if not (d >= 1 and 0 < 8 * l0 <= n_directions):
+        if not (d >= 1 and 0.5 <= l0 <= n_directions / 2):
             raise InputError(
-                f"data.d={d}, data.n_directions={n_directions}, data.l0={l0}: choose d ≥ 1 and at most an eighth of the directions active on average"
+                f"data.d={d}, data.n_directions={n_directions}, data.l0={l0}: choose d ≥ 1 and from half a direction to half of them active on average"
             )
         if noise < 0 or not 0 <= correlation <= 1 or rows_held_out < 1:
             raise InputError(
@@ -86,25 +86,12 @@ class SyntheticDataModule(RowsDataModule):
         return signal + self.noise_std * torch.randn(signal.shape, generator=g)
 
     def _signal(self, g: torch.Generator) -> Tensor:
-        """Draws with replacement of which only the first of each direction counts: the same as drawing without."""
         most = round(2 * self.l0)
-        draws = torch.searchsorted(self.cumulative, torch.rand(CHUNK, most + most // 2 + 8, generator=g)).clamp(
-            max=len(self.directions) - 1
-        )
+        draws = torch.searchsorted(self.cumulative, torch.rand(CHUNK, most, generator=g)).clamp(max=len(self.directions) - 1)
         count = torch.rand(CHUNK, most, generator=g).lt(0.5).sum(1, keepdim=True)
-        first = _first_of_each(draws)
-        active = first & (first.cumsum(1) <= count)
         if self.correlation:
-            together = (torch.rand(CHUNK, draws.shape[1] // 2, generator=g) < self.correlation) & active[:, 0:-1:2] & active[:, 1::2]
-            partner = (draws[:, 0:-1:2] ^ 1).clamp(max=len(self.directions) - 1)
-            draws[:, 1::2] = torch.where(together, partner, draws[:, 1::2])
-        magnitude = (1 + 0.25 * torch.randn(draws.shape, generator=g)).abs() * active
+            together = torch.rand(CHUNK, most // 2, generator=g) < self.correlation
+            first, second = draws[:, 0 : 2 * (most // 2) : 2], draws[:, 1::2]
+            draws[:, 1::2] = torch.where(together, (first ^ 1).clamp(max=len(self.directions) - 1), second)
+        magnitude = (1 + 0.25 * torch.randn(draws.shape, generator=g)).abs() * (torch.arange(most) < count)
         return F.embedding_bag(draws, self.directions, per_sample_weights=magnitude, mode="sum")
-
-
-def _first_of_each(draws: Int[Tensor, "rows draws"]) -> Bool[Tensor, "rows draws"]:
-    """Where a number stands for the first time in its row."""
-    in_order, order = draws.sort(dim=1, stable=True)
-    new = torch.ones_like(in_order, dtype=torch.bool)
-    new[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
-    return torch.zeros_like(new).scatter(1, order, new)
