@@ -80,7 +80,7 @@ def measure(d: int, d_sae: int, batch: int, steps: int) -> tuple[float, float]:
         words = (
             f"data.d={d} data.n_directions=64 data.l0=3 data.batch_size={batch} data.rows_held_out={batch} dictionary.d_sae={d_sae} "
             f"dictionary.expansion_factor=null model.k=8 trainer.max_steps={steps} trainer.val_check_interval={10 * steps} "
-            f"callbacks.last.every_n_steps={10 * steps} callbacks.best=null callbacks.export=null paths.run={folder}"
+            f"callbacks.last.every_n_steps={10 * steps} paths.run={folder}"
         )
         run = build(validate(Composer(ROOT / "conf", "train"), words.split()))
         _made_beforehand(run.data)

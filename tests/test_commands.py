@@ -94,6 +94,9 @@ def test_compiled_training_is_the_same_training(example: Path, tmp_path: Path) -
     assert_close(dict(load_sae(compiled / "sae").named_buffers()), dict(load_sae(example / "sae").named_buffers()), rtol=1e-3, atol=1e-4)
     plain = torch.load(example / "checkpoints/last.ckpt", weights_only=True)
     assert set(torch.load(compiled / "checkpoints/last.ckpt", weights_only=True)["state_dict"]) == set(plain["state_dict"])
+    longer = run("train.py", f"resume={compiled} compile=false trainer.max_steps=60", tmp_path)
+    assert longer.returncode == 0, longer.stderr
+    assert json.loads((compiled / "run.json").read_text())["step"] == 60
 
 
 DUMMY = '''
