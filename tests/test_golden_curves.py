@@ -1,6 +1,6 @@
 """The loss of a small run of every architecture is what it was: a change of it is a decision, not an accident.
 
-    python -m tests.test_golden_curves      # writes the curves anew
+python -m tests.test_golden_curves      # writes the curves anew
 """
 
 import json
