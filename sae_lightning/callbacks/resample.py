@@ -49,7 +49,7 @@ class Resample(L.Callback):
         dead = dictionary.dead.nonzero()[:, 0]
         if not len(dead):
             return 0
-        rows = module.scaled(_on(module.device, data.sample(self.rows, step)))
+        rows = module.scaled(data.sample(self.rows, step).to(module.device))
         chosen = _draw(_errors(module, rows, data.batch_size) ** (self.power / 2), len(dead), generator(self.seed, "resample", step))
         chosen = trainer.strategy.broadcast(chosen).to(module.device)  # errors of two devices may differ in the last bit
         latents, alive = dead[: len(chosen)], ~dictionary.dead
@@ -72,11 +72,6 @@ def forget_(optimizers: list[torch.optim.Optimizer], parameters: list[torch.nn.P
 
 def _data(trainer: L.Trainer) -> RowsDataModule:
     return trainer.datamodule  # type: ignore[attr-defined]
-
-
-def _on(device: torch.device, rows: Batch) -> Batch:
-    x = rows.x.to(device)
-    return Batch(x, x if rows.y is rows.x else rows.y.to(device))
 
 
 def _errors(module: SAEModule, rows: Batch, batch_size: int) -> Float[Tensor, " rows"]:
