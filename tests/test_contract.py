@@ -6,28 +6,15 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from sae_lightning.load import load_sae
-from tests.runs import ROOT, SMALL, WITH_CALLBACKS, fit
-
-MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-KNOBS = {"k": [2, 4, 8], "target_l0": [2.0, 4.0, 8.0], "sparsity": [0.3, 0.1, 0.03]}
-"""Parameters that say how sparse an SAE is, from sparse to dense, for rows of width 16 with 3 active directions."""
-FITTING = {"k": "model.k=4", "target_l0": "model.target_l0=4", "sparsity": "model.sparsity=0.1"}
-
-
-def knob(model: str) -> str:
-    """Which of them an architecture has."""
-    parameters = OmegaConf.load(ROOT / "conf" / "model" / f"{model}.yaml")
-    found = [name for name in KNOBS if name in parameters]
-    assert found, f"{model} says nothing of its sparsity: add its parameter to KNOBS"
-    return found[0]
+from tests.architectures import KNOBS, MODELS, fitting, knob
+from tests.runs import SMALL, WITH_CALLBACKS, fit
 
 
 def words(model: str) -> str:
-    return f"model={model} {FITTING[knob(model)]} {WITH_CALLBACKS}"
+    return f"model={model} {fitting(model)} {WITH_CALLBACKS}"
 
 
 @pytest.fixture(scope="module", params=MODELS)

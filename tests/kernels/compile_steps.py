@@ -6,27 +6,26 @@ Prints one line of json a model: graphs after three steps and at the end, graph 
 import functools
 import json
 import sys
-from pathlib import Path
 
 import hydra.utils
 import torch
 import torch._dynamo
-from omegaconf import OmegaConf
 
 from sae_lightning.data.batch import Shape
 from sae_lightning.kernels.graph import compiled_step
 from sae_lightning.models.dictionary import Dictionary
+from tests import architectures
+from tests.architectures import KNOBS, knob
 
 D, LATENTS, BATCH = 16, 64, 48
-FITTING = {"k": 4, "target_l0": 4.0}
 
 
 def run(name: str, backend: str, bf16: bool) -> dict[str, object]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)
-    settings = OmegaConf.load(Path("conf/model") / f"{name}.yaml")
-    settings.update({key: value for key, value in FITTING.items() if key in settings})
+    settings = architectures.settings(name)
+    settings[knob(name)] = KNOBS[knob(name)][1]
     dictionary = functools.partial(Dictionary, Shape((D,), (D,)), d_sae=LATENTS, dead_after=100)
     sae = hydra.utils.instantiate(settings)(dictionary)
     sae.begin_(1000)

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
+from tests.architectures import MODELS
 from tests.runs import ROOT
-
-MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 
 
 def compiled(backend: str, precision: str, *models: str) -> list[dict]:

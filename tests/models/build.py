@@ -1,7 +1,9 @@
 """Small SAEs in float64, with parameters away from their starting values."""
 
+import importlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,3 +37,11 @@ def gradients(sae: SAE, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]
     sae.zero_grad()
     sae.step(x, x if y is None else y).loss.backward()
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in sae.named_parameters()}
+
+
+def cases() -> dict[str, Callable[[bool | None], SAE]]:
+    """By name, form of the latents → SAE: the `CASES` of every file in cases/, which are called like the architectures."""
+    found: dict[str, Callable[[bool | None], SAE]] = {}
+    for path in sorted((Path(__file__).parent / "cases").glob("*.py")):
+        found |= importlib.import_module(f"tests.models.cases.{path.stem}").CASES
+    return found

@@ -1,6 +1,7 @@
 """Every custom gradient in float64: against closed forms, against plain autograd, and the sparse form against the dense one."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,31 +9,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sae_lightning.models.auxk import AuxK
-from sae_lightning.models.lagrangian import Lagrangian
 from sae_lightning.models.relu import ReLU
 from sae_lightning.models.topk import TopK
-from tests.models.build import BATCH, D, F, gradients, rows, small
+from tests import architectures
+from tests.models.build import BATCH, D, F, cases, gradients, rows, small
+from tests.models.cases.lagrangian import lagrangian
+
+MODELS = cases()
 
 
-def lagrangian(sparse: bool | None = None, dual: float = 0.9, target: float = 3.0, **settings) -> Lagrangian:
-    sae = small(lambda dictionary: Lagrangian(dictionary, target, rho=0.3, **settings), sparse)
-    assert isinstance(sae, Lagrangian)
-    with torch.no_grad():
-        sae.threshold.copy_(0.4 * torch.rand(F) + 0.05)
-        sae.dual.fill_(dual)
-        sae.width.fill_(0.5)
-    return sae
-
-
-MODELS = {
-    "topk": lambda sparse: small(lambda dictionary: TopK(dictionary, 3), sparse),
-    "topk, auxk": lambda sparse: small(lambda dictionary: TopK(dictionary, 3, AuxK(2, 0.5)), sparse),
-    "relu": lambda sparse: small(lambda dictionary: ReLU(dictionary, 0.1), sparse),
-    "relu, unit norm": lambda sparse: small(lambda dictionary: ReLU(dictionary, 0.1, unit_norm=True), sparse),
-    "lagrangian": lambda sparse: lagrangian(sparse),
-    "lagrangian, auxk": lambda sparse: lagrangian(sparse, revival=AuxK(2, 0.5)),
-    "lagrangian, inequality": lambda sparse: lagrangian(sparse, inequality=True),
-}
+def test_every_architecture_has_cases() -> None:
+    assert {path.stem for path in (Path(__file__).parent / "cases").glob("*.py")} == set(architectures.MODELS)
 
 
 @pytest.mark.parametrize("name", MODELS)

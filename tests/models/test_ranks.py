@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.testing import assert_close
 
-from tests.models.build import gradients, rows
-from tests.models.test_gradients import MODELS
+from tests.models.build import cases, gradients, rows
 
+MODELS = cases()
 STEPS = 20
 
 

@@ -8,16 +8,16 @@ from torch.testing import assert_close
 
 from sae_lightning.errors import InputError
 from sae_lightning.load import load_sae
+from tests.architectures import MODELS, fitting
 from tests.run.test_resume_exact import Killed, train
 from tests.runs import SMALL, WITH_CALLBACKS, compose
-from tests.test_contract import FITTING, MODELS, knob
 
 NOTHING = "callbacks=none optimizer.lr=0 trainer.max_steps=1 trainer.log_every_n_steps=1"
 """The weights stay what they were at the start."""
 
 
 def words(model: str, more: str = NOTHING) -> str:
-    return f"model={model} {FITTING[knob(model)]} {SMALL} {more}"
+    return f"model={model} {fitting(model)} {SMALL} {more}"
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sae_lightning.callbacks.last import _validation_follows
+from tests.architectures import fitting
 from tests.data.tiny import harvest
 from tests.runs import ROOT, compose
-from tests.test_contract import FITTING, knob
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 STEPS, WINDOW, VALIDATED, RESAMPLED = 24, 4, 6, 8
@@ -100,7 +100,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words_of(model: str, store: Path, every: int = 1) -> str:
-    return f"model={model} {FITTING[knob(model)]} {WORDS} data.store={store} callbacks.last.every_n_steps={every}"
+    return f"model={model} {fitting(model)} {WORDS} data.store={store} callbacks.last.every_n_steps={every}"
 
 
 @pytest.fixture(scope="module", params=MODELS)

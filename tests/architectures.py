@@ -1,0 +1,32 @@
+"""Every architecture in conf/model, and words that make a small run of it; nothing here names one of them."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf" / "model"
+KNOBS: dict[str, list[float]] = {"k": [2, 4, 8], "target_l0": [2.0, 4.0, 8.0], "sparsity": [0.3, 0.1, 0.03]}
+"""Parameters that say how sparse an SAE is, from sparse to dense, for rows of width 16 with 3 active directions."""
+
+
+def settings(model: str) -> Any:
+    """What its yaml holds."""
+    return OmegaConf.load(CONF / f"{model}.yaml")
+
+
+ALL = sorted(path.stem for path in CONF.glob("*.yaml"))
+MODELS = [model for model in ALL if not settings(model)._target_.startswith("sae_lightning.models.null.")]
+"""Those that are trained."""
+
+
+def knob(model: str) -> str:
+    """Which of KNOBS an architecture has."""
+    found = [name for name in KNOBS if settings(model).get(name) is not None]
+    assert found, f"{model} says nothing of its sparsity: add its parameter to KNOBS"
+    return found[0]
+
+
+def fitting(model: str) -> str:
+    """The middle value of its knob, as a word of a command."""
+    return f"model.{knob(model)}={KNOBS[knob(model)][1]}"
