@@ -102,6 +102,7 @@ def test_auxk_reaches_dead_latents_alone_and_not_the_bias() -> None:
     assert (moved & d.dead).sum() >= 2
     assert not (moved & ~d.dead).any()
     assert not ((d.W_dec.grad.norm(dim=1) > 0) & ~d.dead).any()
+    assert d.b_enc.grad is not None
     assert_close(d.b_dec.grad, -(d.b_enc.grad @ d.W_enc))  # through the encoder's centring only: the residual is detached
 
 
