@@ -158,11 +158,16 @@ class PreActivations:
             h = ops.encode(*inputs)
         return cls(h, x, b_dec, W_enc, b_enc, centred, sparse)
 
-    def top_k(self, k: int, among: Bool[Tensor, " d_sae"] | None = None) -> Latents:
-        """relu of the k largest h of each row, of the latents in `among` where it is given (fewer than k: all of those)."""
+    def top_k(self, k: int, among: Bool[Tensor, " d_sae"] | None = None, weight: Float[Tensor, " d_sae"] | None = None) -> Latents:
+        """relu of the k largest h of each row, of the latents in `among` where it is given (fewer than k: all of those).
+
+        `weight`: those with the k largest h · weight, which is positive.
+        """
         if among is not None:
             return self._top_k_among(k, among)
-        values, latents = ops.top_k(self.h, k)
+        values, latents = ops.top_k(self.h if weight is None else self.h * weight, k)
+        if weight is not None:
+            values = self.h.gather(1, latents) * (values > 0)
         rows = torch.arange(len(values), device=values.device)
         f = self._choose(values.flatten(), rows.repeat_interleave(k), latents.flatten(), rows * k)
         return f.with_values(f.values.relu())

@@ -56,6 +56,13 @@ class Dictionary(nn.Module):
         """‖W_dec,j‖, summed over hook points."""
         return torch.stack([part.norm(dim=1) for part in self.W_dec.split(self.shape.y, dim=1)]).sum(0)
 
+    def selection_weight(self) -> Float[Tensor, " d_sae"] | None:
+        """What the largest latents of a row or a batch are looked for by: f_j times this; None: by f_j itself.
+
+        A stack of hook points has no fixed lengths: there a latent counts by what it adds, f_j Σ_l ‖W_dec,j,l‖. No gradient.
+        """
+        return None if len(self.shape.y) == 1 else self.norms().detach()
+
     def encode(self, x: Float[Tensor, "batch d_in"]) -> PreActivations:
         return PreActivations.of(x, self.W_enc, self.b_enc, self.sparse, self.b_dec if self.subtract else None)
 
@@ -109,8 +116,17 @@ class Dictionary(nn.Module):
     def to_inference(
         self, *, threshold: Float[Tensor, " d_sae"] | None = None, k: int | None = None, cap: float | None = None
     ) -> InferenceSAE:
-        """The same function with an activation that looks at one row at a time."""
+        """The same function with an activation that looks at one row at a time.
+
+        With `k` and a selection by f_j n_j (`selection_weight`), latents are those products: encoder row and b_enc times n_j, decoder
+        row over n_j, so that plain selection finds the same. `threshold` is of f_j: one of f_j n_j is to be divided by n_j before.
+        """
         weights = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        if k is not None and (length := self.selection_weight()) is not None:
+            length = length.clamp(min=1e-12)
+            weights["W_enc"] *= length[:, None]
+            weights["b_enc"] *= length
+            weights["W_dec"] /= length[:, None]
         if threshold is not None:
             weights["threshold"] = threshold.detach().clone()
         return InferenceSAE(weights, subtract=self.subtract, k=k, cap=cap)

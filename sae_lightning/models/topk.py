@@ -9,7 +9,7 @@ from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 
 
 class TopK(SAE):
-    """f = the k largest of relu(h) in each row;   L = mean ‖y − ŷ‖² + revival.
+    """f = the k largest of relu(h) in each row (of a crosscoder: of relu(h_j) Σ_l ‖W_dec,j,l‖);   L = mean ‖y − ŷ‖² + revival.
 
     Errors: InputError when k is not between 1 and d_sae.
     """
@@ -25,7 +25,7 @@ class TopK(SAE):
 
     def step(self, x: Tensor, y: Tensor) -> Step:
         h = self.dictionary.encode(x)
-        f = h.top_k(self.k)
+        f = h.top_k(self.k, weight=self.dictionary.selection_weight())
         y_hat = self.dictionary.decode(f, x)
         e = y - y_hat
         return Step(f, y_hat, {"reconstruction": Term(e.square().sum(1).mean()), **self.revival(self.dictionary, h, e)})
