@@ -13,7 +13,8 @@ from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.steps import check_widths
 from sae_lightning.inference import InferenceSAE
-from sae_lightning.transformers.hooks import read, splice
+from sae_lightning.transformers.hooks import read
+from sae_lightning.transformers.predictions import counted, predictions
 
 UNIGRAM_SEQUENCES = 4096
 CHUNK = 512
@@ -95,10 +96,10 @@ class Downstream:
         every_id, every_special = data.tokens_held_out(UNIGRAM_SEQUENCES)
         sequences = max(1, self.max_tokens // every_id.shape[1])
         ids, special = every_id[:sequences].to(device), every_special[:sequences].to(device)
-        counted = _counted(special)
-        if not counted.any():
+        targets = ids.flatten()[counted(special) + 1]
+        if not len(targets):
             raise InputError("the held-out sequences have no token to predict: give the data a longer text or a longer context")
-        ce_unigram = unigram_ce(every_id[~every_special], ids[:, 1:][counted].cpu())
+        ce_unigram = unigram_ce(every_id[~every_special], targets.cpu())
         return Text(data.transformer.load(device), data.hook, ids, special, self.batch_tokens), ce_unigram
 
 
@@ -131,11 +132,10 @@ def compare(text: Text, functions: Sequence[Callable[[Tensor], Tensor]]) -> list
     """The transformer as it is against the transformer with function(rows) in place of the rows at the hook point, for each function."""
     sums = torch.zeros(len(functions), 9, dtype=torch.float64)
     for ids, special in text.batches():
-        counted, targets = _counted(special), ids[:, 1:][_counted(special)]
-        clean = text.model(input_ids=ids, use_cache=False).logits[:, :-1][counted]
+        targets = ids.flatten()[counted(special) + 1]
+        clean = predictions(text.model, ids, special)
         for function, own in zip(functions, sums, strict=True):
-            with splice(text.model, text.hook, function, special):
-                spliced = text.model(input_ids=ids, use_cache=False).logits[:, :-1][counted]
+            spliced = predictions(text.model, ids, special, text.hook, function)
             for part in zip(clean.split(CHUNK), spliced.split(CHUNK), targets.split(CHUNK), strict=True):
                 own += _sums(*part).cpu()
     return [Comparison(float(own[0]), *(own[1:] / own[0]).tolist()) for own in sums]
@@ -170,11 +170,6 @@ def unigram_ce(text: Int[Tensor, " n"], targets: Int[Tensor, " m"]) -> float:
     """Cross-entropy of `targets` under the token frequencies of `text`, which holds them, in nats."""
     counts = torch.bincount(text, minlength=int(targets.max()) + 1).double()
     return float(-(counts[targets] / counts.sum()).log().mean())
-
-
-def _counted(special: Bool[Tensor, "n context"]) -> Bool[Tensor, "n context_1"]:
-    """Which of the positions 0 … context − 2 predict a token that counts."""
-    return ~(special[:, :-1] | special[:, 1:])
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -59,17 +59,17 @@ def splice(
     """While open, every forward pass of `model` goes on with function(rows) in place of the activation at the hook point.
 
     `function` gets the rows in float32, at all positions but those where `special` is true: these stay as they are. The forward
-    passes inside must have the batch and context of `special`. Errors: InputError for a hook point that does not exist.
+    passes inside must have the batch and context of `special`. Gradients flow through `function`. Where `special` lies on the CPU,
+    nothing waits for another device. Errors: InputError for a hook point that does not exist.
     """
 
     def replace(activation: Tensor) -> Tensor:
         if special is None:
             rows = activation.reshape(-1, activation.shape[-1])
             return function(rows.float()).to(activation.dtype).view_as(activation)
-        spliced = activation.clone()
-        keep = ~special.to(activation.device)
-        spliced[keep] = function(activation[keep].float()).to(activation.dtype)
-        return spliced
+        rows = activation.flatten(0, 1)
+        kept = (~special).flatten().nonzero()[:, 0].to(rows.device, non_blocking=True)
+        return rows.index_copy(0, kept, function(rows[kept].float()).to(rows.dtype)).view_as(activation)
 
     with _removed_after(_attach(module_at(model, hook), hook, replace)):
         yield
