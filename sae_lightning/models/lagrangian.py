@@ -11,6 +11,7 @@ from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
+from sae_lightning.models.calibration import calibrated_thresholds
 from sae_lightning.models.straight_through import heaviside, jump_relu
 from sae_lightning.ranks import mean_over_ranks
 
@@ -70,15 +71,10 @@ class Lagrangian(SAE):
 
     @torch.no_grad()
     def calibrate_(self, x: Tensor) -> None:
-        """θ_j so that each latent fires in a share L0*/d_sae of the rows; ε from the root mean square of h. A block of latents at a time."""
-        d = self.dictionary
-        share, squares = self.target_l0 / d.d_sae, 0.0
-        x = x - d.b_dec if d.subtract else x
-        for block in torch.arange(d.d_sae, device=x.device).split(max(1, (1 << 25) // len(x))):
-            h = x @ d.W_enc[block].T + d.b_enc[block]
-            squares += float(h.square().sum(dtype=torch.float64))
-            self.threshold[block] = upper_quantile(h, share).clamp(min=0)
-        self.width.fill_(self.bandwidth * math.sqrt(squares / (len(x) * d.d_sae)))
+        """θ_j so that each latent fires in a share L0*/d_sae of the rows; ε from the root mean square of h."""
+        threshold, rms = calibrated_thresholds(self.dictionary, x, self.target_l0 / self.dictionary.d_sae)
+        self.threshold.copy_(threshold)
+        self.width.copy_(self.bandwidth * rms)
 
     @torch.no_grad()
     def after_step_(self, sums: Mapping[str, Tensor]) -> None:
@@ -94,14 +90,3 @@ class Lagrangian(SAE):
 
     def to_inference(self) -> InferenceSAE:
         return self.dictionary.to_inference(threshold=self.threshold)
-
-
-def upper_quantile(h: Float[Tensor, "rows latents"], share: float) -> Float[Tensor, " latents"]:
-    """Per column the value that a new row exceeds with probability `share`: the order statistic number share·(rows + 1) from the top.
-
-    Interpolated between neighbours. (The usual position share·(rows − 1) + 1 lets about one row too many through.)
-    """
-    rank = min(max(share * (len(h) + 1), 1.0), float(len(h)))
-    below = math.floor(rank)
-    top = h.topk(min(below + 1, len(h)), dim=0).values
-    return torch.lerp(top[below - 1], top[min(below, len(top) - 1)], rank - below)

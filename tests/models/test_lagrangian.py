@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from sae_lightning.data.batch import Shape
 from sae_lightning.errors import InputError
+from sae_lightning.models.calibration import upper_quantile
 from sae_lightning.models.dictionary import Dictionary
-from sae_lightning.models.lagrangian import Lagrangian, upper_quantile
+from sae_lightning.models.lagrangian import Lagrangian
 
 
 def on_noise(target: float, d: int = 16, d_sae: int = 128) -> Lagrangian:
