@@ -29,7 +29,7 @@ lint: $(STAMP)  ## style and types
 	$(RUN) -m basedpyright
 
 bench: $(STAMP)  ## the benchmarks: ratios to what each of them names
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(RUN) $$script; done
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do name=$$(basename $$script .py); echo "$$name"; $(RUN) -m benchmarks.$$name; done
 
 install: $(STAMP)  ## only .venv
 

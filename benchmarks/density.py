@@ -1,6 +1,6 @@
 """From which density on the dense form of a step's latents is cheaper than the sparse one: what ops.DENSE_ABOVE is set from.
 
-    python benchmarks/density.py            # work A, forward and backward of the latents, densities from 1 % to 40 %
+    python -m benchmarks.density            # work A, forward and backward of the latents, densities from 1 % to 40 %
 
 Encoder, choice above a threshold, relu, decode, squared error and all gradients; CPU time, both forms taking turns in one process.
 """

@@ -1,6 +1,6 @@
 """What a step of the Trainer costs beyond the bare step of the SAE: default callbacks, csv logger, module; paired in one process.
 
-    python benchmarks/trainer_overhead.py
+    python -m benchmarks.trainer_overhead
 
 The bare step is what the Trainer's step must do in any case: the SAE's step, backward, projection, clipping, the optimizer, after_step_.
 Steps of the two sides alternate in blocks, on the same batches, at two sizes; printed are medians per step, their difference and ratio.
