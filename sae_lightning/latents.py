@@ -172,6 +172,15 @@ class PreActivations:
         f = self._choose(values.flatten(), rows.repeat_interleave(k), latents.flatten(), rows * k)
         return f.with_values(f.values.relu())
 
+    def top_k_of_batch(self, n: int | Int[Tensor, ""], weight: Float[Tensor, " d_sae"] | None = None) -> tuple[Latents, Float[Tensor, ""]]:
+        """The n ≥ 1 largest positive h of the batch, over all ranks; and the smallest of them (0 where nothing is positive).
+
+        `weight`: those with the n largest h · weight, which is not negative; and the smallest of these products.
+        """
+        n = torch.as_tensor(n, device=self.h.device)
+        *chosen, smallest = ops.top_k_of_batch(self.h, n, None if weight is None else weight.detach())
+        return self._choose(*chosen), smallest
+
     def above(self, threshold: Float[Tensor, " d_sae"] | float) -> Latents:
         """At least every h over the threshold. What else it holds is for the caller's own function to map to 0."""
         if self.sparse is False:

@@ -1,5 +1,6 @@
 """Sums and means over the ranks of a run; the identity in a single process."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -33,6 +34,33 @@ def sum_over_ranks_(sums: dict[str, Tensor]) -> dict[str, Tensor]:
         for tensor in sums.values():
             dist.all_reduce(tensor)
     return sums
+
+
+def sum_over_ranks(local: Tensor) -> Tensor:
+    """The sum over the ranks, without a gradient."""
+    return _reduced(local, dist.ReduceOp.SUM)
+
+
+def min_over_ranks(local: Tensor) -> Tensor:
+    """The smallest over the ranks, without a gradient."""
+    return _reduced(local, dist.ReduceOp.MIN)
+
+
+def sum_of_lower_ranks(local: Tensor) -> Tensor:
+    """The sum over the ranks before this one: 0 on the first."""
+    if count() == 1:
+        return torch.zeros_like(local)
+    every = [torch.empty_like(local) for _ in range(count())]
+    dist.all_gather(every, local)
+    return torch.stack([torch.zeros_like(local), *every[: rank()]]).sum(0)
+
+
+def _reduced(local: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+    if count() == 1:
+        return local
+    result = local.detach().clone()
+    dist.all_reduce(result, how)
+    return result
 
 
 def part() -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sae_lightning.kernels import memory, reference
+from sae_lightning.kernels import batch, memory, reference
 from sae_lightning.kernels.reference import Entries
 
 DENSE_ABOVE = 0.1
@@ -68,6 +68,12 @@ def above(h: Tensor, threshold: Tensor) -> Chosen:
     return backend(h, threshold).above(h, threshold, h.numel())
 
 
+@torch.library.custom_op("sae_lightning::top_k_of_batch", mutates_args=())
+def top_k_of_batch(h: Tensor, n: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The n [] ≥ 1 largest positive h · weight over all ranks, and the smallest of these products."""
+    return batch.top_k_of_batch(h, int(n), weight, backend(h).above)
+
+
 @torch.library.custom_op("sae_lightning::top_k_among", mutates_args=())
 def top_k_among(h: Tensor, k: int, among: Tensor) -> Chosen:
     """The k largest positive h of each row, of the latents in `among`."""
@@ -86,6 +92,11 @@ def _fake_chosen(h: Tensor) -> Chosen:
 
 above.register_fake(lambda h, threshold: _fake_chosen(h))
 top_k_among.register_fake(lambda h, k, among: _fake_chosen(h))
+top_k_of_batch.register_fake(lambda h, n, weight: (*_fake_chosen(h), h.new_empty((), dtype=_key_type(h))))
+
+
+def _key_type(h: Tensor) -> torch.dtype:
+    return torch.promote_types(h.dtype, torch.float32)
 
 
 @torch.library.custom_op("sae_lightning::by_latent", mutates_args=())
