@@ -75,13 +75,15 @@ class InferenceSAE(nn.Module):
         y_hat = self.decode(latents)
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
 
-    def rescaled(self, s_in: Float[Tensor, " d_in"], s_out: Float[Tensor, " d_out"]) -> "InferenceSAE":
-        """The same function on rows s_in·x, giving s_out·ŷ: from the space of training to raw space (definitions §1).
+    def rescaled(
+        self, s_in: Float[Tensor, " d_in"], s_out: Float[Tensor, " d_out"], unit: Float[Tensor, ""] | None = None
+    ) -> "InferenceSAE":
+        """The same function on rows s_in·x, giving s_out·ŷ and latents unit·f: from the space of training to raw space (definitions §1).
 
-        Latents get the unit of the input's first hook point. With one scale s for x and y this is the usual folding: W_enc and
-        W_dec stay, biases, θ and cap are multiplied by s.
+        `unit`: None is the scale of x, which must be one then. With one scale s for x, y and latents this is the usual folding: W_enc
+        and W_dec stay, biases, θ and cap are multiplied by s.
         """
-        unit = s_in[0]
+        unit = s_in[0] if unit is None else unit
         weights = {
             "W_enc": self.W_enc * (unit / s_in),
             "b_enc": self.b_enc * unit,

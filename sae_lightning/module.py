@@ -70,7 +70,7 @@ class SAEModule(L.LightningModule):
         x, y = self.scaled(sample.to(self.device))
         self.sae.dictionary.initialise_(y[:SAMPLE_ROWS])
         for start in self.start:
-            start_from_(self.sae, start.to(self.device).rescaled(1 / self.s_in, 1 / self.s_out), x)
+            start_from_(self.sae, start.to(self.device).rescaled(1 / self.s_in, 1 / self.s_out, 1 / self.unit), x)
         if not self.start:
             self.sae.calibrate_(x)
 
@@ -218,14 +218,19 @@ class SAEModule(L.LightningModule):
 
     def inference(self) -> InferenceSAE:
         """The SAE as it would be exported now: raw space, no gradient."""
-        return self.sae.to_inference().rescaled(self.s_in, self.s_out)
+        return self.sae.to_inference().rescaled(self.s_in, self.s_out, self.unit)
+
+    @property
+    def unit(self) -> Tensor:
+        """What raw latents are measured in: the scale of x; 1 for hook points side by side, of which each has its own."""
+        return self.s_in[0] if len(self.sae.dictionary.shape.x) == 1 else torch.ones_like(self.s_in[0])
 
     def scaled(self, batch: Batch) -> Batch:
         x = batch.x / self.s_in
         return Batch(x, x if batch.y is batch.x else batch.y / self.s_out)
 
     def raw(self, step: Step) -> Step:
-        latents = step.latents.with_values(step.latents.values * self.s_in[0])
+        latents = step.latents.with_values(step.latents.values * self.unit)
         return step._replace(latents=latents, reconstruction=step.reconstruction * self.s_out)
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ def test_folding_a_scale_gives_the_same_function_of_raw_rows(kind: str) -> None:
 def test_folding_two_scales_gives_the_same_function_of_raw_rows() -> None:
     sae, x = any_sae(skip=True, subtract=False), torch.randn(50, D)
     s_in, s_out = torch.tensor([2.0, 2, 5, 5]), torch.tensor([3.0, 3, 3, 0.5])
-    folded = sae.rescaled(s_in, s_out)
+    folded = sae.rescaled(s_in, s_out, torch.tensor(2.0))
     assert_close(folded(s_in * x), s_out * sae(x), rtol=1e-5, atol=1e-5)
     assert_close(folded.encode(s_in * x).dense(), 2 * sae.encode(x).dense(), rtol=1e-5, atol=1e-5)
 

@@ -35,8 +35,10 @@ def description(trainer: L.Trainer, module: SAEModule) -> dict[str, Any]:
         "architecture": type(module.sae).__module__.rsplit(".", 1)[-1],
         "step": trainer.global_step,
         "rows": data.batches_trained * data.batch_size,
+        "views": data.views,
         "widths": {"x": list(data.shape.x), "y": list(data.shape.y)},
     }
     if data.transformer is not None:
-        known |= {"transformer": data.transformer.identity(), "hook": data.hook}
+        hooks = {"x": list(data.hooks.x), "y": list(data.hooks.y)}
+        known |= {"transformer": data.transformer.identity(), "hook": data.hook, "hooks": hooks}
     return known

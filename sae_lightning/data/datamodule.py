@@ -1,15 +1,15 @@
 """Rows out of an activation store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from sae_lightning.data.batch import Batch, Shape
+from sae_lightning.data.batch import Batch, Hooks, Shape, Views, arranged, cut
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.rows import RowsDataModule, scale_of
 from sae_lightning.data.shuffle import ShuffledRows, ShuffledSequences, Split, split
@@ -19,14 +19,15 @@ from sae_lightning.transformers.base import Transformer
 
 
 class ActivationDataModule(RowsDataModule):
-    """Rows of one hook point of an activation store; x is y.
+    """Rows of an activation store: of one hook point, where x is y (`views`: one), or of several at the same token.
 
+    The others than `hook` are `others`: y of a `pair`, what follows in a `stack`. Each has a scale of its own.
     Whole sequences are held out for validation, the same ones whatever the seed (`validation_rows`; None: 5 % of the rows, at most 65 536).
     Training rows are shuffled over the whole store: blocks of at most 64 neighbours in a random order, mixed in windows of `pool_rows`
     rows, of which one is in memory; each pass in another order. `scale`: rows are divided in training so that E‖x‖² = 1 (`unit`), = d
     (`sqrt_d`), or not at all (`none`); E is over all rows of the store.
 
-    Errors: InputError for a hook point that is not in the store, and for fewer training rows than a batch.
+    Errors: InputError for a hook point that is not in the store or there twice, and for fewer training rows than a batch.
     """
 
     def __init__(
@@ -39,13 +40,20 @@ class ActivationDataModule(RowsDataModule):
         scale: Literal["unit", "sqrt_d", "none"] = "unit",
         seed: int = 0,
         transformer: Transformer | None = None,
+        others: Sequence[str] = (),
+        views: Views = "one",
     ):
         super().__init__(batch_size, scale)
         if pool_rows < 1:
             raise InputError(f"data.pool_rows is {pool_rows}: give a positive number of rows")
         if validation_rows is not None and validation_rows < 1:
             raise InputError(f"data.validation_rows is {validation_rows}: give a positive number of rows, or null for 5 %")
-        self.source, self.hook, self.transformer = source, hook, transformer
+        self.source, self.hook, self.transformer, self.views = source, hook, transformer, views
+        self.side_by_side = [hook, *others]
+        if len(set(self.side_by_side)) < len(self.side_by_side):
+            raise InputError(
+                f"data: the hook points {', '.join(self.side_by_side)} are to be different ones; of one, choose dictionary=autoencoder"
+            )
         self.validation_rows, self.pool_rows, self.seed = validation_rows, pool_rows, seed
 
     def prepare_data(self) -> None:
@@ -59,8 +67,13 @@ class ActivationDataModule(RowsDataModule):
     @cached_property
     def shape(self) -> Shape:
         widths = self.source.widths()
-        check_hook(self.hook, widths, self.source.path)
-        return Shape((widths[self.hook],), (widths[self.hook],))
+        for hook in self.side_by_side:
+            check_hook(hook, widths, self.source.path)
+        return Shape(*arranged([widths[hook] for hook in self.side_by_side], self.views))
+
+    @property
+    def hooks(self) -> Hooks:
+        return Hooks(*arranged(self.side_by_side, self.views))
 
     @cached_property
     def store(self) -> Store:
@@ -69,7 +82,8 @@ class ActivationDataModule(RowsDataModule):
     @cached_property
     def parts(self) -> Split:
         """Training and validation rows."""
-        check_hook(self.hook, self.store.manifest.widths, self.store.path)
+        for hook in self.side_by_side:
+            check_hook(hook, self.store.manifest.widths, self.store.path)
         parts = split(self.store, self.validation_rows)
         if parts.train_rows < self.batch_size:
             raise InputError(
@@ -80,7 +94,7 @@ class ActivationDataModule(RowsDataModule):
 
     @cached_property
     def shuffled(self) -> ShuffledRows:
-        return ShuffledRows(self.store, self.hook, self.parts, self.pool_rows, self.seed)
+        return ShuffledRows(self.store, self.side_by_side, self.parts, self.pool_rows, self.seed)
 
     @cached_property
     def sequences(self) -> ShuffledSequences:
@@ -88,18 +102,21 @@ class ActivationDataModule(RowsDataModule):
 
     @property
     def scale(self) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_out"]]:
-        d, mean_square = self.shape.d_in, self.store.statistics(self.hook).mean_square_norm
+        x, y = arranged([self._scale_at(hook) for hook in self.side_by_side], self.views)
+        return torch.cat(x), torch.cat(y)
+
+    def _scale_at(self, hook: str) -> Float[Tensor, " d"]:
+        d, mean_square = self.store.width(hook), self.store.statistics(hook).mean_square_norm
         if mean_square == 0:
-            raise InputError(f"all rows at hook point '{self.hook}' of {self.store.path} are 0: choose another hook point")
-        scale = torch.full((d,), scale_of(mean_square, d, self.scale_mode))
-        return scale, scale
+            raise InputError(f"all rows at hook point '{hook}' of {self.store.path} are 0: choose another hook point")
+        return torch.full((d,), scale_of(mean_square, d, self.scale_mode))
 
     def train_batch(self, index: int) -> Batch:
-        return _same(self.shuffled.read(index * self.batch_size, (index + 1) * self.batch_size))
+        return cut(self.shuffled.read(index * self.batch_size, (index + 1) * self.batch_size), self.shape, self.views)
 
     def held_out(self) -> Iterator[Batch]:
         for rows in self.parts.validation_rows.split(self.batch_size):
-            yield _same(self.store.rows_at(self.hook, rows).float())
+            yield self._at(rows)
 
     def sample(self, n: int, seed: int) -> Batch:
         parts = self.parts
@@ -107,7 +124,11 @@ class ActivationDataModule(RowsDataModule):
         chosen = torch.from_numpy(np.random.default_rng(seed).choice(parts.train_rows, min(n, parts.train_rows), replace=False))
         block = torch.searchsorted(stop, chosen, right=True)
         rows = parts.block_start[block] + chosen - (stop - parts.block_rows)[block]
-        return _same(self.store.rows_at(self.hook, rows).float())
+        return self._at(rows)
+
+    def _at(self, rows: Int64[Tensor, " n"]) -> Batch:
+        side_by_side = torch.cat([self.store.rows_at(hook, rows) for hook in self.side_by_side], dim=1)
+        return cut(side_by_side.float(), self.shape, self.views)
 
     def tokens_held_out(self, n: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
         """Token ids (int64) of at most n validation sequences, and where no row was harvested.
@@ -122,7 +143,3 @@ class ActivationDataModule(RowsDataModule):
 
     def _tokens(self, sequences: Int[Tensor, " n"]) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
         return self.store.tokens(sequences).long(), ~self.store.has_row(sequences)
-
-
-def _same(rows: Float[Tensor, "batch d"]) -> Batch:
-    return Batch(rows, rows)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from sae_lightning.data.batch import Batch, Shape
+from sae_lightning.data.batch import Batch, Hooks, Shape, Views
 from sae_lightning.errors import InputError
 
 PREFETCH = 2
@@ -34,6 +34,8 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
     transformer: Any = None
     """The `Transformer` that the rows come from, where there is one."""
     hook: str = ""
+    """Of x, or its first one; empty where rows come from no transformer."""
+    views: Views = "one"
     repeat_batches: int | None = None
     """Train on so many batches over and over: a step that learns can overfit."""
 
@@ -45,6 +47,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
             raise InputError(f"data.scale is {scale!r}: choose one of {', '.join(SCALES)}")
         self.batch_size, self.scale_mode = batch_size, scale
         self.batches_trained = 0
+
+    @property
+    def hooks(self) -> Hooks:
+        """Of x and of y, in the order of `shape`."""
+        return Hooks((self.hook,), (self.hook,))
 
     # -- what a source says -----------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Training and validation rows of a store, and the order in which training rows come."""
 
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +66,14 @@ def _blocks(train: Bool[Tensor, " rows"]) -> tuple[Int64[Tensor, " blocks"], Int
 class ShuffledRows:
     """The training rows of a store, over and over, each pass in another order; any place of it can be asked for at any time.
 
+    A row is that of one token at all `hooks`, side by side.
+
     A pass is a seeded permutation of blocks, cut into windows of about `pool_rows` rows; a window's rows are permuted again.
     One window is held in memory. The order is a pure function of (store, seed, pool_rows). May be called from several threads.
     """
 
-    def __init__(self, store: Store, hook: str, parts: Split, pool_rows: int, seed: int):
-        self.store, self.hook, self.parts, self.seed = store, hook, parts, seed
+    def __init__(self, store: Store, hooks: Sequence[str], parts: Split, pool_rows: int, seed: int):
+        self.store, self.hooks, self.parts, self.seed = store, list(hooks), parts, seed
         self.rows = parts.train_rows
         self.windows = max(1, round(self.rows / max(pool_rows, BLOCK)))
         self._lock = threading.Lock()
@@ -111,11 +114,13 @@ class ShuffledRows:
         chosen = self._order[window * blocks // self.windows : (window + 1) * blocks // self.windows]
         chosen = chosen.sort().values  # in the order of the files
         starts, lengths = self.parts.block_start[chosen].tolist(), self.parts.block_rows[chosen].tolist()
-        rows = torch.empty(sum(lengths), self.store.width(self.hook), dtype=self.store.dtype)
-        at = 0
-        for start, length in zip(starts, lengths, strict=True):
-            rows[at : at + length] = self.store.read(self.hook, start, start + length)
-            at += length
+        widths = [self.store.width(hook) for hook in self.hooks]
+        rows = torch.empty(sum(lengths), sum(widths), dtype=self.store.dtype)
+        for hook, of_hook in zip(self.hooks, rows.split(widths, dim=1), strict=True):
+            at = 0
+            for start, length in zip(starts, lengths, strict=True):
+                of_hook[at : at + length] = self.store.read(hook, start, start + length)
+                at += length
         self._permutation = torch.randperm(len(rows), generator=generator(self.seed, "rows", self._pass, window))
         self._held, self._window = (self._pass, window), rows
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from sae_lightning.data.batch import Views
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.store import ExistingStore
@@ -30,21 +31,27 @@ def harvested(
     pool_rows: int = 131_072,
     scale: Literal["unit", "sqrt_d", "none"] = "unit",
     seed: int = 0,
+    hook_out: str | None = None,
+    views: Views = "one",
 ) -> ActivationDataModule:
-    """Rows at `hook` of a transformer that reads a text; the store below `stores` is made where it is missing.
+    """Rows of a transformer that reads a text; the store below `stores` is made where it is missing.
 
-    `hooks` are harvested together: None means `hook` alone, or the transformer's own hook points where that is None too; `hook`
-    None is the first of them. `seed` orders the rows and never harvests again; `harvest_seed` is the text's. The rest: `Harvest`,
-    `ActivationDataModule`. Errors: InputError, theirs, and for fewer tokens than a batch has rows.
+    `views`: rows at `hook` (`one`), x at `hook` and y at `hook_out` (`pair`), or all of `hooks` side by side (`stack`). `hooks` are
+    harvested together: None means those that rows are wanted of, which are the transformer's own where they are not given: the first
+    of its `hooks`, the input and output of its middle MLP, the outputs of three of its layers. `seed` orders the rows and never
+    harvests again; `harvest_seed` is the text's. The rest: `Harvest`, `ActivationDataModule`. Errors: InputError, theirs, for a choice
+    of hook points that is none, and for fewer tokens than a batch has rows.
     """
     if max_tokens < batch_size:
         raise InputError(f"data.max_tokens={max_tokens} is less than one batch of data.batch_size={batch_size} rows: raise it")
-    if hooks is None:
+    if hooks is not None or views == "stack":
+        hooks = list(hooks or transformer.layers())
+        trained = chosen(views, hooks, hook, hook_out)
+    elif views == "pair":
+        hooks = trained = chosen(views, None if hook or hook_out else transformer.mlp(), hook, hook_out)
+    else:
         hooks = transformer.hooks if hook is None else [hook]
-    if hook is not None and hook not in hooks:
-        raise InputError(
-            f"data.hook='{hook}' is not among data.hooks={list(hooks)}: add it there, or set data.hooks=null to harvest it alone"
-        )
+        trained = chosen(views, hooks, hook, hook_out)
     harvest = Harvest(
         transformer,
         text,
@@ -59,7 +66,7 @@ def harvested(
         seed=harvest_seed,
         stores=stores,
     )
-    return ActivationDataModule(harvest, hook or harvest.hooks[0], batch_size, validation_rows, pool_rows, scale, seed, transformer)
+    return _datamodule(harvest, trained, batch_size, validation_rows, pool_rows, scale, seed, transformer, views)
 
 
 def cached(
@@ -71,13 +78,58 @@ def cached(
     scale: Literal["unit", "sqrt_d", "none"] = "unit",
     seed: int = 0,
     transformer: Transformer | None = None,
+    hook_out: str | None = None,
+    hooks: list[str] | None = None,
+    views: Views = "one",
 ) -> ActivationDataModule:
-    """Rows at `hook` (None: the first hook point) of the store in the folder `store`, which must be complete.
+    """Rows of the store in the folder `store`, which must be complete.
 
-    With the `transformer` that made it, evaluation can splice. The rest: `ActivationDataModule`. Errors: InputError, theirs, and for a
-    folder that is no store.
+    `views`: rows at `hook` (`one`; None: the first hook point), x at `hook` and y at `hook_out` (`pair`; None: the first two), or of
+    `hooks` side by side (`stack`; None: all). With the `transformer` that made it, evaluation can splice. The rest:
+    `ActivationDataModule`. Errors: InputError, theirs, and for a folder that is no store.
     """
     source = ExistingStore(Path(store))
+    held = list(source.widths()) if hook is None and hook_out is None else None  # what is named is looked for in the store later
+    if hooks is not None and views != "stack":
+        raise InputError("data.hooks are what dictionary=crosscoder reads; any other reads data.hook of a store: set data.hooks=null")
+    trained = chosen(views, hooks or held, hook, hook_out)
+    return _datamodule(source, trained, batch_size, validation_rows, pool_rows, scale, seed, transformer, views)
+
+
+def _datamodule(source: Harvest | ExistingStore, trained: list[str], batch_size: int, validation_rows: int | None, pool_rows: int,
+                scale: Literal["unit", "sqrt_d", "none"], seed: int, transformer: Transformer | None, views: Views) -> ActivationDataModule:  # fmt: skip
     return ActivationDataModule(
-        source, hook or next(iter(source.widths())), batch_size, validation_rows, pool_rows, scale, seed, transformer
+        source, trained[0], batch_size, validation_rows, pool_rows, scale, seed, transformer, others=trained[1:], views=views
     )
+
+
+def chosen(views: Views, hooks: list[str] | None, hook: str | None, hook_out: str | None) -> list[str]:
+    """The hook points that rows are wanted of, x before y: among `hooks`, or any where that is None.
+
+    Errors: InputError for a choice that is none: not among them, one of two, one where several are needed.
+    """
+    if views == "stack":
+        if hook is not None or hook_out is not None:
+            raise InputError("dictionary=crosscoder reads all of data.hooks: set data.hook and data.hook_out to null")
+        if len(hooks or []) < 2:
+            raise InputError(f"dictionary=crosscoder needs two hook points or more, and there is only '{(hooks or [''])[0]}': {_MORE}")
+        return list(hooks or [])
+    if views == "one" and hook_out is not None:
+        raise InputError(f"data.hook_out='{hook_out}' is what a transcoder predicts: add dictionary=transcoder, or set it to null")
+    given = [hook] if views == "one" else [hook, hook_out]
+    if views == "pair" and (hook is None) != (hook_out is None):
+        missing = "hook_out" if hook_out is None else "hook"
+        raise InputError(f"dictionary=transcoder reads data.hook and predicts data.hook_out: add data.{missing}=…, or set both to null")
+    if hook is None:
+        if len(hooks or []) < len(given):
+            raise InputError(f"dictionary=transcoder needs two hook points, and there is only '{(hooks or [''])[0]}': {_MORE}")
+        return list(hooks or [])[: len(given)]
+    for key, name in zip(("hook", "hook_out"), given, strict=False):
+        if hooks is not None and name not in hooks:
+            raise InputError(
+                f"data.{key}='{name}' is not among data.hooks={hooks}: add it there, or set data.hooks=null to harvest what is needed"
+            )
+    return [name for name in given if name is not None]
+
+
+_MORE = "name more in data.hooks when the store is made"

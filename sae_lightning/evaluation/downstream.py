@@ -1,5 +1,6 @@
 """What a transformer loses when it has to go on with reconstructions."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sae_lightning.data.batch import Hooks
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.steps import check_widths
 from sae_lightning.inference import InferenceSAE
-from sae_lightning.transformers.hooks import read
+from sae_lightning.transformers.hooks import read, splice
 from sae_lightning.transformers.predictions import counted, predictions
 
 UNIGRAM_SEQUENCES = 4096
@@ -25,7 +27,9 @@ class Text(NamedTuple):
     """Held-out sequences, the transformer that reads them, and where."""
 
     model: nn.Module
-    hook: str
+    hooks: Hooks
+    widths: tuple[int, ...]
+    """Of the hook points of y."""
     input_ids: Int[Tensor, "n context"]
     special: Bool[Tensor, "n context"]
     batch_tokens: int
@@ -62,6 +66,9 @@ class _Reference(NamedTuple):
 class Downstream:
     """Cross-entropy of the next token, in nats, with reconstructions spliced in at the hook point.
 
+    Of a transcoder: at y's hook point, made of x's. Of a crosscoder: at all its hook points in one forward pass, made of what stands at
+    them in a clean one.
+
         ce_clean, ce_sae, ce_ablated (zeros), ce_ablated_mean (the mean activation);   delta_ce = ce_sae − ce_clean
         ce_recovered = (ce_ablated − ce_sae)/(ce_ablated − ce_clean);   ce_recovered_mean: the same from ce_ablated_mean
         perplexity, token_accuracy, entropy of the spliced transformer, and …_clean of the clean one
@@ -86,7 +93,7 @@ class Downstream:
         if self._reference is None or self._reference.data is not data:
             text, ce_unigram = self._read(data, sae.b_enc.device)
             mean = mean_activation(text)
-            own, zero, average = compare(text, [sae, torch.zeros_like, lambda rows: mean.expand_as(rows)])
+            own, zero, average = compare(text, [sae, lambda x: mean.new_zeros(len(x), len(mean)), lambda x: mean.expand(len(x), -1)])
             self._reference = _Reference(data, text, ce_unigram, zero.ce, average.ce)
         else:
             (own,) = compare(self._reference.text, [sae])
@@ -100,7 +107,7 @@ class Downstream:
         if not len(targets):
             raise InputError("the held-out sequences have no token to predict: give the data a longer text or a longer context")
         ce_unigram = unigram_ce(every_id[~every_special], targets.cpu())
-        return Text(data.transformer.load(device), data.hook, ids, special, self.batch_tokens), ce_unigram
+        return Text(data.transformer.load(device), data.hooks, data.shape.y, ids, special, self.batch_tokens), ce_unigram
 
 
 def _scores(own: Comparison, reference: _Reference) -> dict[str, float]:
@@ -129,13 +136,14 @@ def _scores(own: Comparison, reference: _Reference) -> dict[str, float]:
 
 @torch.no_grad()
 def compare(text: Text, functions: Sequence[Callable[[Tensor], Tensor]]) -> list[Comparison]:
-    """The transformer as it is against the transformer with function(rows) in place of the rows at the hook point, for each function."""
+    """The transformer as it is against the transformer with function(x) in place of y, for each function; x, y: rows at the hook points."""
     sums = torch.zeros(len(functions), 9, dtype=torch.float64)
     for ids, special in text.batches():
         targets = ids.flatten()[counted(special) + 1]
         clean = predictions(text.model, ids, special)
+        x = rows_at(text, text.hooks.x, ids, special)
         for function, own in zip(functions, sums, strict=True):
-            spliced = predictions(text.model, ids, special, text.hook, function)
+            spliced = with_reconstructions(text, function(x), ids, special)
             for part in zip(clean.split(CHUNK), spliced.split(CHUNK), targets.split(CHUNK), strict=True):
                 own += _sums(*part).cpu()
     return [Comparison(float(own[0]), *(own[1:] / own[0]).tolist()) for own in sums]
@@ -157,11 +165,29 @@ def _sums(clean: Float[Tensor, "n vocabulary"], spliced: Float[Tensor, "n vocabu
     return torch.stack([value.sum(dtype=torch.float64) for value in values])
 
 
-def mean_activation(text: Text) -> Float[Tensor, " d"]:
-    """The mean row at the hook point, special positions left out."""
+def with_reconstructions(
+    text: Text, y_hat: Float[Tensor, "n d_out"], ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"]
+) -> Float[Tensor, "m vocabulary"]:
+    """Predictions with these rows in place of y, of which each hook point takes its columns."""
+    with contextlib.ExitStack() as stack:
+        for hook, columns in zip(text.hooks.y, y_hat.split(text.widths, dim=1), strict=True):
+            stack.enter_context(splice(text.model, hook, lambda _, columns=columns: columns, special))
+        return predictions(text.model, ids, special)
+
+
+def rows_at(
+    text: Text, hooks: Sequence[str], ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"]
+) -> Float[Tensor, "n d"]:
+    """What stands at the hook points, side by side, special positions left out."""
+    activations = read(text.model, hooks, ids)
+    return torch.cat([activations[hook][~special].float() for hook in hooks], dim=1)
+
+
+def mean_activation(text: Text) -> Float[Tensor, " d_out"]:
+    """The mean row of y, special positions left out."""
     total, rows = torch.zeros((), dtype=torch.float64, device=text.input_ids.device), 0
     for ids, special in text.batches():
-        activations = read(text.model, [text.hook], ids)[text.hook][~special]
+        activations = rows_at(text, text.hooks.y, ids, special)
         total, rows = total + activations.sum(0, dtype=torch.float64), rows + len(activations)
     return (total / max(rows, 1)).float()
 

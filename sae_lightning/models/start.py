@@ -4,9 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lightning.data.batch import Views
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.models.base import SAE
+
+KINDS = {"one": "an autoencoder", "pair": "a transcoder", "stack": "a crosscoder"}
 
 
 def check_start(sae: SAE, start: InferenceSAE) -> None:
@@ -26,6 +29,13 @@ def check_start(sae: SAE, start: InferenceSAE) -> None:
         raise InputError("it has a skip connection, this run's dictionary has none: choose the dictionary that it was trained with")
 
 
+def check_views(start: InferenceSAE, views: Views) -> None:
+    """Errors: InputError where `start` says that it was trained on rows of other hook points: as another kind of dictionary."""
+    found = str(start.about.get("views", views))
+    if found != views:
+        raise InputError(f"it is {KINDS.get(found, 'of another kind')}, this run trains {KINDS[views]}: choose the dictionary that it is")
+
+
 @torch.no_grad()
 def start_from_(sae: SAE, start: InferenceSAE, x: Float[Tensor, "sample d_in"]) -> None:
     """Gives `sae` the weights of `start`, which is in the space of training, and calibrates it on the rows x.
@@ -36,7 +46,8 @@ def start_from_(sae: SAE, start: InferenceSAE, x: Float[Tensor, "sample d_in"]) 
     """
     d = sae.dictionary
     length = start.W_dec.norm(dim=1).clamp(min=1e-12) if d.unit_norm else torch.ones_like(start.b_enc)
-    shift = start.W_enc @ start.b_dec * (int(d.subtract) - int(start.subtract))
+    change = int(d.subtract) - int(start.subtract)  # 0 where x and y differ: neither subtracts
+    shift = change * (start.W_enc @ start.b_dec) if change else 0
     d.W_enc.copy_(start.W_enc * length[:, None])
     d.W_dec.copy_(start.W_dec / length[:, None])
     d.b_enc.copy_((start.b_enc + shift) * length)

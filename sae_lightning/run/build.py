@@ -19,7 +19,7 @@ from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import load_sae
 from sae_lightning.loggers.csv import CSV
 from sae_lightning.models.base import SAE
-from sae_lightning.models.start import check_start
+from sae_lightning.models.start import check_start, check_views
 from sae_lightning.module import SAEModule
 from sae_lightning.run.check import OF_BUILD
 from sae_lightning.run.checkpoints import newest
@@ -59,7 +59,7 @@ def build(cfg: DictConfig) -> Run:
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
     sae = build_sae(cfg, data)
-    start = None if point is not None or cfg.model.init_from is None else _start(cfg.model.init_from, sae)
+    start = None if point is not None or cfg.model.init_from is None else _start(cfg.model.init_from, sae, data)
     metrics = MetricCollection(build_all(cfg.metrics))
     module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile, start)
     trainer = _trainer(cfg)
@@ -70,18 +70,29 @@ def build(cfg: DictConfig) -> Run:
 
 
 def build_sae(cfg: DictConfig, data: RowsDataModule) -> SAE:
-    """The architecture, with a dictionary as wide as the rows."""
-    model = copy.copy(cfg.model)
-    with open_dict(model):
-        for key in [key for key in model if f"model.{key}" in OF_BUILD]:
-            del model[key]
-    return instantiate(model)(dictionary=partial(instantiate(cfg.dictionary), data.shape))
+    """The architecture, with a dictionary as wide as the rows. Errors: InputError, theirs, and for rows of other hook points."""
+    views = cfg.dictionary.get("views", "one")
+    if data.views != views:
+        raise InputError(
+            f"this dictionary needs data.views={views}, and data gives {data.views}: write `views: ${{dictionary.views}}` into the data's yaml"
+        )
+    return instantiate(_own(cfg, "model"))(dictionary=partial(instantiate(_own(cfg, "dictionary")), data.shape))
 
 
-def _start(path: str, sae: SAE) -> InferenceSAE:
-    """The exported SAE that a run starts from. Errors: InputError for one of another size."""
+def _own(cfg: DictConfig, group: str) -> DictConfig:
+    """A node without the keys that are not its object's."""
+    node = copy.copy(cfg[group])
+    with open_dict(node):
+        for key in [key for key in node if f"{group}.{key}" in OF_BUILD]:
+            del node[key]
+    return node
+
+
+def _start(path: str, sae: SAE, data: RowsDataModule) -> InferenceSAE:
+    """The exported SAE that a run starts from. Errors: InputError for one of another size or kind."""
     try:
         start = load_sae(path)
+        check_views(start, data.views)
         check_start(sae, start)
     except InputError as error:
         raise InputError(f"model.init_from={path}: {error}") from None

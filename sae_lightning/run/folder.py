@@ -50,7 +50,7 @@ def run_name(cfg: DictConfig) -> str:
     known = {mark: _select(cfg, f"model.{key}") for key, mark in SPARSITY.items()}
     parts += [f"{mark}{_short(value)}" for mark, value in known.items() if value is not None]
     d_sae, factor = _select(cfg, "dictionary.d_sae"), _select(cfg, "dictionary.expansion_factor")
-    d = _select(cfg, "data.d")
+    d = None if _select(cfg, "data.views") == "stack" else _select(cfg, "data.d")
     if d_sae is None and isinstance(d, int) and isinstance(factor, int | float):
         d_sae = round(factor * d)
     if d_sae is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sae_lightning.errors import InputError
-from sae_lightning.transformers.hooks import read
+from sae_lightning.transformers.hooks import INPUT, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class Transformer(abc.ABC):
     def hooks(self) -> list[str]:
         """Its default hook points. Errors: InputError, as `config`, where they have to be looked up."""
         if self._hooks is None:
-            self._hooks = [self._middle_layer()]
+            self._hooks = self._layers(self.skeleton(), [1 / 2])
         return self._hooks
 
     @abc.abstractmethod
@@ -83,9 +83,24 @@ class Transformer(abc.ABC):
             activations = read(model, hooks, torch.zeros(2, 3, dtype=torch.int64))
         return {hook: activation.shape[-1] for hook, activation in activations.items()}
 
-    def _middle_layer(self) -> str:
+    def mlp(self) -> list[str]:
+        """Input and output of the MLP of the middle layer: what a transcoder goes from and to.
+
+        Errors: InputError where its layers have no module of the name `mlp`, and as `config`.
+        """
+        skeleton = self.skeleton()
+        layer = self._layers(skeleton, [1 / 2])[0]
+        if f"{layer}.mlp" not in dict(skeleton.named_modules()):
+            raise InputError(f"cannot tell which module of '{layer}' of '{self.name}' is its MLP: set data.hook and data.hook_out")
+        return [f"{layer}.mlp{INPUT}", f"{layer}.mlp"]
+
+    def layers(self) -> list[str]:
+        """Outputs of the layers at a quarter, a half and three quarters of its depth: what a crosscoder reads. Errors: as `mlp`."""
+        return list(dict.fromkeys(self._layers(self.skeleton(), [1 / 4, 1 / 2, 3 / 4])))
+
+    def _layers(self, skeleton: nn.Module, depths: Sequence[float]) -> list[str]:
         layers = self.config().get_text_config().num_hidden_layers
-        for path, module in self.skeleton().named_modules():
+        for path, module in skeleton.named_modules():
             if isinstance(module, nn.ModuleList) and len(module) == layers:
-                return f"{path}.{max(layers // 2 - 1, 0)}"
+                return [f"{path}.{max(int(layers * depth) - 1, 0)}" for depth in depths]
         raise InputError(f"cannot tell which modules of '{self.name}' are its layers: name a hook point in data.transformer.hooks")

@@ -35,7 +35,7 @@ def test_rows_are_what_the_definition_says() -> None:
     # Least squares on all directions is not unique at 512 > 128, so the signal is made again with the draws at hand.
     noisy = rows().rows(0, 20_000)
     variance = noisy.var(0).sum()
-    assert_close(1 - (rows().noise_std ** 2 * 128) / variance, torch.tensor(0.990), atol=0.001, rtol=0)
+    assert_close(1 - (rows().noise_stds[0] ** 2 * 128) / variance, torch.tensor(0.990), atol=0.001, rtol=0)
     assert_close(data.directions.norm(dim=1), torch.ones(512))
     assert clean.isfinite().all()
     assert_close(data.scale[0][0], clean.square().sum(1).mean().sqrt(), rtol=0.03, atol=0)
@@ -45,7 +45,7 @@ def orthogonal(n: int, chunks: int, **changes) -> torch.Tensor:
     """Signals of directions that can be told apart: [rows, n], one column each."""
     data = rows(d=n, n_directions=n, noise=0.0, **changes)
     data.directions.copy_(torch.eye(n))
-    return torch.cat([data._signal(generator(0, i)) for i in range(chunks)])
+    return torch.cat([data._signals(generator(0, i))[0] for i in range(chunks)])
 
 
 def test_how_many_directions_are_active() -> None:
