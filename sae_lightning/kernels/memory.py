@@ -31,9 +31,9 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     if not _has_numpy() or like.device.type != "cpu" or size < LARGE:
         return like.new_empty(shape)
     with _lock:
-        storage = torch.from_numpy(_array(size)).untyped_storage()
-    # Not a view: what it is given to may change it in place.
-    return like.new_empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
+        flat = torch.from_numpy(_array(size)).view(like.dtype)
+    # Not a view, so that what it is given to may change it in place. Through a storage object autograd would not add to it in place.
+    return like.new_empty(0).set_(flat.view(shape))  # type: ignore[call-overload]
 
 
 @functools.cache
