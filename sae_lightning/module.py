@@ -220,6 +220,18 @@ class SAEModule(L.LightningModule):
         """The SAE as it would be exported now: raw space, no gradient."""
         return self.sae.to_inference().rescaled(self.s_in, self.s_out, self.unit)
 
+    @torch.no_grad()
+    def export(self) -> InferenceSAE:
+        """What is written to disk: as `inference`, set on held-out rows where the architecture asks for them."""
+        rows, found = self.sae.export_rows(), []
+        for batch in self.rows.held_out() if rows else ():
+            found.append(self.scaled(batch.to(self.device)).x[:rows])
+            rows -= len(found[-1])
+            if rows == 0:
+                break
+        x = torch.cat(found) if found else self.s_in.new_zeros(0, len(self.s_in))
+        return self.sae.to_export(x).rescaled(self.s_in, self.s_out, self.unit)
+
     @property
     def unit(self) -> Tensor:
         """What raw latents are measured in: the scale of x; 1 for hook points side by side, of which each has its own."""

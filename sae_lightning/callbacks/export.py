@@ -22,7 +22,7 @@ class Export(L.Callback):
 
 def export(trainer: L.Trainer, module: SAEModule, name: str, about: Mapping[str, Any] | None = None) -> None:
     """Writes the SAE as it is now into <run>/<name>, with what is known of it and `about`. Every rank must call it."""
-    sae = module.inference()
+    sae = module.export()
     if trainer.is_global_zero:
         sae.save(Path(trainer.default_root_dir) / name, description(trainer, module) | dict(about or {}))
     trainer.strategy.barrier("export")

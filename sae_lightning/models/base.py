@@ -60,6 +60,14 @@ class SAE(nn.Module, abc.ABC):
     def to_inference(self) -> InferenceSAE:
         """What is exported: the same function, one row at a time, in scaled units."""
 
+    def to_export(self, x: Float[Tensor, "rows d_in"]) -> InferenceSAE:
+        """`to_inference`, with what is to be set on held-out rows x, in scaled units. Changes no state."""
+        return self.to_inference()
+
+    def export_rows(self) -> int:
+        """How many rows `to_export` wants to see; none are drawn where it is 0."""
+        return 0
+
     def begin_(self, steps: int) -> None:
         """Told, before calibration, how many optimizer steps the run has; once more where a resumed run has become longer."""
 
