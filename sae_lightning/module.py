@@ -177,8 +177,7 @@ class SAEModule(L.LightningModule):
             f"train/{name}": float(value) for name, value in self.train_metrics.compute().items()
         }
         self.train_metrics.reset()
-        group = type(self.sae).__module__.rsplit(".", 1)[-1]
-        values |= {f"{group}/{name}": float(number) for name, number in self.sae.numbers().items()}
+        values |= {f"{self.sae.architecture}/{name}": float(number) for name, number in self.sae.numbers().items()}
         values |= {
             "train/dead": float(self.sae.dictionary.dead.sum()),
             "details/rows": float(self.rows.batches_trained * self.rows.batch_size),

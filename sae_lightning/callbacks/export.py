@@ -32,7 +32,7 @@ def description(trainer: L.Trainer, module: SAEModule) -> dict[str, Any]:
     """What a stranger must know of an SAE: JSON-able."""
     data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
     known = {
-        "architecture": type(module.sae).__module__.rsplit(".", 1)[-1],
+        "architecture": module.sae.architecture,
         "step": trainer.global_step,
         "rows": data.batches_trained * data.batch_size,
         "views": data.views,

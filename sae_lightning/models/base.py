@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.latents import Latents, PreActivations
 from sae_lightning.models.dictionary import Dictionary
@@ -88,6 +89,21 @@ class SAE(nn.Module, abc.ABC):
         """Parameters whose axis 0 is the latent."""
         shared = {id(self.dictionary.b_dec), id(self.dictionary.W_skip)}
         return [parameter for parameter in self.parameters() if id(parameter) not in shared]
+
+    @property
+    def architecture(self) -> str:
+        """What its file, its yaml and its curves are called."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    def check_number(self, name: str, value: float) -> None:
+        """Errors: InputError where a schedule must not set the number `name` to `value`."""
+        d_sae = self.dictionary.d_sae
+        if name == "k" and not 1 <= value <= d_sae:
+            raise InputError(f"k would become {value:g}: choose 1 ≤ k ≤ {d_sae}")
+        if name == "target_l0" and not 0 < value < d_sae:
+            raise InputError(f"target_l0 would become {value:g}: choose 0 < target_l0 < {d_sae}")
+        if value < 0:
+            raise InputError(f"{name} would become {value:g}: it must not be negative")
 
     def numbers(self) -> dict[str, Tensor]:
         """Buffers of one number, by name: curves in the logs."""

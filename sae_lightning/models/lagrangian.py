@@ -25,9 +25,11 @@ class Lagrangian(SAE):
             c = (m − L0*)/L0*  (`absolute`: m − L0*);   α in [−α_max, α_max], inequality: [0, α_max]
 
     θ learns through a kernel of width ε = `bandwidth` · RMS(h), measured at calibration; θ starts at the (1 − L0*/d_sae) quantile of
-    each h_j. Buffers: `dual` α, `running_l0` m, `width` ε. Errors: InputError for a target outside (0, d_sae) or a negative constant.
+    each h_j. Buffers: `target_l0` L0*, `dual` α, `running_l0` m, `width` ε. Errors: InputError for a target outside (0, d_sae) or a
+    negative constant.
     """
 
+    target_l0: Float[Tensor, ""]
     dual: Float[Tensor, ""]
     running_l0: Float[Tensor, ""]
     width: Float[Tensor, ""]
@@ -45,12 +47,13 @@ class Lagrangian(SAE):
                 raise InputError(f"model.{name} is {value}: it must not be negative")
         if not 0 <= momentum < 1 or bandwidth <= 0:
             raise InputError(f"model.momentum must be in [0, 1) and model.bandwidth positive, got {momentum} and {bandwidth}")
-        self.target_l0, self.inequality, self.absolute, self.rho = float(target_l0), inequality, absolute, rho
+        self.inequality, self.absolute, self.rho = inequality, absolute, rho
         self.dual_rate, self.dual_max, self.momentum, self.bandwidth = dual_rate, dual_max, momentum, bandwidth
         self.revival = revival or no_revival
         self.threshold = nn.Parameter(torch.zeros(d_sae))
+        self.register_buffer("target_l0", torch.tensor(float(target_l0)))
         self.register_buffer("dual", torch.zeros(()))
-        self.register_buffer("running_l0", torch.tensor(self.target_l0))
+        self.register_buffer("running_l0", torch.tensor(float(target_l0)))
         self.register_buffer("width", torch.tensor(float(bandwidth)))
 
     def step(self, x: Tensor, y: Tensor) -> Step:
@@ -67,13 +70,14 @@ class Lagrangian(SAE):
         return Step(f, y_hat, losses | dict(self.revival(self.dictionary, h, e)))
 
     def calibration_rows(self) -> int:
-        return math.ceil(32 * self.dictionary.d_sae / self.target_l0)
+        return math.ceil(32 * self.dictionary.d_sae / float(self.target_l0))
 
     @torch.no_grad()
     def calibrate_(self, x: Tensor) -> None:
         """θ_j so that each latent fires in a share L0*/d_sae of the rows; ε from the root mean square of h."""
-        threshold, rms = calibrated_thresholds(self.dictionary, x, self.target_l0 / self.dictionary.d_sae)
+        threshold, rms = calibrated_thresholds(self.dictionary, x, float(self.target_l0) / self.dictionary.d_sae)
         self.threshold.copy_(threshold)
+        self.running_l0.copy_(self.target_l0)
         self.width.copy_(self.bandwidth * rms)
 
     @torch.no_grad()

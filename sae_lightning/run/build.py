@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, open_dict
 from torchmetrics import MetricCollection
 
+from sae_lightning.callbacks.schedule import Schedule
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
@@ -63,6 +64,8 @@ def build(cfg: DictConfig) -> Run:
     metrics = MetricCollection(build_all(cfg.metrics))
     module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile, start)
     trainer = _trainer(cfg)
+    for schedule in (callback for callback in trainer.callbacks if isinstance(callback, Schedule)):  # type: ignore[attr-defined]
+        schedule.check(sae, trainer.max_steps)
     for logger in trainer.loggers:
         if point is not None and isinstance(logger, CSV):
             logger.go_on_after_(point.step)

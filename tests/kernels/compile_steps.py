@@ -1,6 +1,7 @@
 """Run by test_compile.py in a process without the test suite's type checker: every architecture's step, compiled and not.
 
-Prints one line of json a model: graphs after three steps and at the end, graph breaks, the largest difference of a gradient.
+Prints one line of json a model: graphs after three steps and at the end, graph breaks, the largest difference of a gradient; and how
+many graphs there are when a schedule has then moved its knob three times.
 """
 
 import functools
@@ -11,6 +12,7 @@ import hydra.utils
 import torch
 import torch._dynamo
 
+from sae_lightning.callbacks.schedule import Schedule
 from sae_lightning.data.batch import Shape
 from sae_lightning.kernels.graph import compiled_step
 from sae_lightning.models.dictionary import Dictionary
@@ -47,8 +49,15 @@ def run(name: str, backend: str, bf16: bool) -> dict[str, object]:
             found.append(torch.cat([loss.detach()[None], *(p.grad.flatten() for p in sae.parameters() if p.grad is not None)]))
         worst = max(worst, float((found[0] - found[1]).abs().max() / found[1].abs().max()))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    for value in KNOBS[knob(name)]:
+        Schedule({knob(name): {"start": value}}).set_(sae, 1, 1)
+        x = torch.randn(BATCH, D)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            moved, wanted = compiled(x, x).loss, sae.step(x, x).loss
+        worst = max(worst, float((moved - wanted).abs() / wanted.abs()))
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
-    return {"name": name, "after_3": graphs[2], "at_the_end": graphs[-1], "breaks": breaks, "worst": worst}
+    moved = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return {"name": name, "after_3": graphs[2], "at_the_end": graphs[-1], "moved": moved, "breaks": breaks, "worst": worst}
 
 
 if __name__ == "__main__":

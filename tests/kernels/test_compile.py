@@ -28,6 +28,7 @@ def test_every_architecture_is_one_graph_and_is_traced_once(precision: str, tole
     for found in compiled("aot_eager", precision, *MODELS):
         assert found["breaks"] == 0, found
         assert found["after_3"] == found["at_the_end"] == 1, found
+        assert found["moved"] <= 2, found  # a whole number is traced once more, as one that may change
         assert found["worst"] < tolerance, found
 
 
