@@ -14,7 +14,7 @@ HASH := $(shell { sed '/^\[tool\.pytest/,$$d' pyproject.toml; cat constraints.tx
 STAMP := $(VENV)/installed-$(HASH)
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench install help
+.PHONY: demo test lint bench install peers oracles bench-peers help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## train on synthetic rows and check that their true directions were found
@@ -33,6 +33,23 @@ bench: $(STAMP)  ## the benchmarks: ratios to what each of them names
 
 install: $(STAMP)  ## only .venv
 
+PEERS := dictionary_learning overcomplete sae_lens sparsify
+
+peers: $(PEERS:%=.peers/%/installed)  ## other libraries, each in an environment of its own under .peers
+
+oracles: $(STAMP) peers  ## the golden tensors anew from other libraries, and our terms and gradients against them
+	$(RUN) -m tests.oracles.make_golden
+	$(RUN) -m pytest tests/oracles $(TEST_ARGS)
+
+bench-peers: $(STAMP) peers  ## our training step and theirs in one run; writes the table of README.md and LOG.md
+	$(RUN) -m benchmarks.train_step --peers --write
+
+.peers/%/installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv --clear .peers/$*
+	.peers/$*/bin/python -m pip install --quiet -c $< $(TORCH)
+	.peers/$*/bin/python -m pip install --quiet --no-deps -r $<
+	touch $@
+
 # torch comes first and alone, so that nothing else picks another build of it. The stamp is written last: an installation
 # that was broken off starts again.
 $(STAMP):
@@ -47,5 +64,5 @@ $(STAMP):
 
 help:
 	@echo "make TARGET"
-	@sed -n 's/^\([a-z]*\):.*  ## /  \1	/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*  ## /  \1	/p' $(firstword $(MAKEFILE_LIST))
 	@echo "TORCH='torch --index-url URL' takes another build of torch; PYTHON=PATH another Python (3.11 to 3.13)."

@@ -1,0 +1,97 @@
+"""SAELens (decoderesearch/SAELens, MIT): its training SAEs under its `SAETrainer`."""
+# pyright: reportMissingImports=false
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.worker import LONG, Job, Weight
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+import sae_lens
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.gated_sae import GatedTrainingSAE, GatedTrainingSAEConfig
+from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+
+VERSION = sae_lens.__version__
+
+
+def _nothing() -> Iterator[Tensor]:
+    yield from ()
+
+
+class Training:
+    def __init__(self, sae: Any, job: Job):
+        self.sae, self.job = sae, job
+        # Rows of E‖x‖² = d, which is what its `expected_average_only_in` makes of any rows; its penalties are meant for them.
+        self.scale = job.d**0.5
+        words = {
+            "total_training_samples": job.steps * job.batch, "train_batch_size_samples": job.batch, "lr": job.lr, "lr_end": job.lr,
+            "lr_warm_up_steps": job.warmup_steps, "lr_decay_steps": job.decay_steps,
+        }  # fmt: skip
+        self.trainer = SAETrainer(SAETrainerConfig(**words), sae, data_provider=_nothing())
+
+    def step(self, x: Tensor) -> None:
+        self.trainer.step(x)
+        self.trainer.n_training_steps += 1
+
+    def losses(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        coefficients = {name: scheduler.final_value for name, scheduler in self.trainer.coefficient_schedulers.items()}
+        given = TrainStepInput(sae_in=x, coefficients=coefficients, dead_neuron_mask=self.trainer.dead_neurons,
+                               n_training_steps=0, is_logging_step=False)  # fmt: skip
+        found = self.sae.train().training_forward_pass(given)
+        return dict(found.losses), found.loss
+
+    def weights(self) -> dict[str, Weight]:
+        return {name: Weight(parameter, name == "W_enc") for name, parameter in self.sae.named_parameters()}
+
+    def kill(self, dead: Tensor) -> None:
+        self.trainer.n_forward_passes_since_fired[dead] = LONG
+
+    def encode(self, x: Tensor) -> Tensor:
+        tau = getattr(self.sae, "topk_threshold", None)
+        if tau is None:
+            f = self.sae.eval().encode(x)
+            return f.to_dense() if f.is_sparse else f
+        _, h = self.sae.eval().encode_with_hidden_pre(x)  # batch_topk is used as a JumpReLU with its running threshold
+        return h * (h > tau)
+
+    def decode(self, f: Tensor) -> Tensor:
+        return self.sae.decode(f)
+
+
+def _sae(kind: type, config: type, **fixed: Any) -> Callable[[Job], Training]:
+    def make(job: Job) -> Training:
+        words = {key: value(job) if callable(value) else value for key, value in fixed.items()}
+        return Training(kind(config(d_in=job.d, d_sae=job.latents, **words | job.options)), job)
+
+    return make
+
+
+_k: dict[str, Any] = {"k": lambda job: job.k}
+_l0: dict[str, Any] = {"l0_coefficient": lambda job: job.sparsity, "l0_warm_up_steps": lambda job: job.warmup_steps}
+_l1: dict[str, Any] = {"l1_coefficient": lambda job: job.sparsity, "l1_warm_up_steps": lambda job: job.warmup_steps}
+
+ARCHITECTURES: dict[str, Callable[[Job], Training]] = {
+    "topk": _sae(TopKTrainingSAE, TopKTrainingSAEConfig, **_k),
+    # Its sparse tensors do not survive its rescaling by decoder norms on a CPU (torch 2.13: no `view`).
+    "topk, sparse": _sae(TopKTrainingSAE, TopKTrainingSAEConfig, **_k, use_sparse_activations=True, rescale_acts_by_decoder_norm=False),
+    "batch_topk": _sae(BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, **_k),
+    "matryoshka": _sae(
+        MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig, **_k,
+        matryoshka_widths=lambda job: torch.tensor(job.groups).cumsum(0).tolist(),
+    ),
+    "relu": _sae(StandardTrainingSAE, StandardTrainingSAEConfig, **_l1),
+    "gated": _sae(GatedTrainingSAE, GatedTrainingSAEConfig, **_l1),
+    "jumprelu": _sae(JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, **_l0),
+}  # fmt: skip
