@@ -1,4 +1,7 @@
-"""Two ranks with half of the batch each are one process with all of it: every architecture, real gloo processes, one group."""
+"""Two ranks with half of the batch each are one process with all of it: every architecture, as every kind of dictionary.
+
+Real gloo processes, one group.
+"""
 
 import tempfile
 from pathlib import Path
@@ -9,25 +12,28 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.testing import assert_close
 
-from tests.models.build import cases, gradients, rows
+from tests.models.build import KINDS, cases, gradients, pair
 
 MODELS = cases()
-STEPS = 20
+ALL = {(kind, name): make for kind in KINDS for name, make in cases(kind).items()}
+STEPS = {"autoencoder": 20}
+OF_OTHERS = 2
 
 
-def train(sae, x: torch.Tensor, rank: int, ranks: int) -> list[dict[str, torch.Tensor]]:
-    """Gradients of the first step, then everything after 20 steps of plain gradient descent as SAEModule makes them."""
+def train(kind: str, sae, x: torch.Tensor, y: torch.Tensor, rank: int, ranks: int) -> list[dict[str, torch.Tensor]]:
+    """Gradients of the first step, then everything after some steps of plain gradient descent as SAEModule makes them."""
     from sae_lightning.ranks import sum_over_ranks_
 
     own, first = x[rank::ranks], {}
-    for _ in range(STEPS):
-        found = gradients(sae, own)
+    own_y = own if y is x else y[rank::ranks]
+    for _ in range(STEPS.get(kind, OF_OTHERS)):
+        found = gradients(sae, own, own_y)
         for gradient in found.values():
             if ranks > 1:
                 dist.all_reduce(gradient)
             gradient /= ranks
         first = first or {name: gradient.clone() for name, gradient in found.items()}
-        step = sae.step(own, own)
+        step = sae.step(own, own_y)
         sums = sum_over_ranks_({"rows": torch.tensor(len(own)), "fires": step.latents.fires(), **step.sums})
         with torch.no_grad():
             for name, parameter in sae.named_parameters():
@@ -40,7 +46,7 @@ def train(sae, x: torch.Tensor, rank: int, ranks: int) -> list[dict[str, torch.T
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    found = {name: train(make(None), rows(), rank, 2) for name, make in MODELS.items()}
+    found = {case: train(case[0], make(None), *pair(case[0]), rank, 2) for case, make in ALL.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -53,15 +59,18 @@ def two_ranks():
         yield [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
-def test_two_ranks_are_one_process(name: str, two_ranks) -> None:
-    gradient, state = train(MODELS[name](None), rows(), 0, 1)
+def test_two_ranks_are_one_process(name: str, kind: str, two_ranks) -> None:
+    gradient, state = train(kind, ALL[kind, name](None), *pair(kind), 0, 1)
     for rank in (0, 1):
-        assert_close(two_ranks[rank][name][0], gradient, rtol=1e-6, atol=1e-9)
-        assert_close(two_ranks[rank][name][1], state, rtol=1e-5, atol=1e-8)
+        assert_close(two_ranks[rank][kind, name][0], gradient, rtol=1e-6, atol=1e-9)
+        assert_close(two_ranks[rank][kind, name][1], state, rtol=1e-5, atol=1e-8)
 
 
 def test_the_comparison_can_fail(two_ranks) -> None:
     """A batch statistic taken per rank gives another gradient: what is compared above is sensitive to it."""
-    one = train(MODELS["lagrangian"](None), rows()[::2], 0, 1)[0]
-    assert not torch.allclose(one["threshold"], two_ranks[0]["lagrangian"][0]["threshold"], rtol=1e-3)
+    x, y = (rows[::2] for rows in pair("autoencoder"))
+    half = train("autoencoder", MODELS["lagrangian"](None), x, y, 0, 1)[0]
+    both = two_ranks[0]["autoencoder", "lagrangian"][0]
+    assert not torch.allclose(half["threshold"], both["threshold"], rtol=1e-3)
