@@ -1,6 +1,7 @@
 """An array [batch, d_sae] of which only what matters is stored."""
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -33,6 +34,14 @@ class Latents(abc.ABC):
     def decode(self, W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "batch d_out"]:
         """Σ_j value_j W_dec[j], row by row."""
 
+    def decode_groups(self, W_dec: Float[Tensor, "d_sae d_out"], ends: Sequence[int]) -> Float[Tensor, "batch groups d_out"]:
+        """What each group of latents adds to a row: Σ_j value_j W_dec[j] over ends[i − 1] ≤ j < ends[i]; the last end is d_sae.
+
+        Entries must stand in the order of their latents within a row, as `above` and `top_k_of_batch` give them.
+        """
+        group = _groups(ends, torch.arange(len(W_dec), device=W_dec.device))
+        return torch.stack([self.with_values(self.values * self.at(group == i)).decode(W_dec) for i in range(len(ends))], 1)
+
     @abc.abstractmethod
     def fires(self) -> Int[Tensor, " d_sae"]:
         """In how many rows each latent is active."""
@@ -59,6 +68,9 @@ class Dense(Latents):
 
     def decode(self, W_dec: Tensor) -> Tensor:
         return self.values @ W_dec
+
+    def decode_groups(self, W_dec: Tensor, ends: Sequence[int]) -> Tensor:
+        return torch.stack([self.values[:, a:b] @ W_dec[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)], 1)
 
     def fires(self) -> Tensor:
         return (self.values > 0).sum(0)
@@ -89,6 +101,15 @@ class Sparse(Latents):
         if not torch.is_grad_enabled():
             return ops.sum_by_row(self.values, W_dec, rows, latents, offsets)
         return ops.decode(self.values, W_dec, rows, latents, offsets, *(self.by_latent or ops.by_latent(rows, latents, offsets, d_sae)))
+
+    def decode_groups(self, W_dec: Tensor, ends: Sequence[int]) -> Tensor:
+        """A row's entries of one group stand together: each is a row of its own."""
+        rows, latents, offsets, d_sae = self.entries
+        parts = rows * len(ends) + _groups(ends, latents).to(rows.dtype)
+        per_part = sum_per_latent(torch.ones_like(parts), parts, len(offsets) * len(ends))
+        by_latent = self.by_latent and self.by_latent._replace(rows=parts.index_select(0, self.by_latent.order))
+        whole = Sparse(self.values, Entries(parts, latents, per_part.cumsum(0).to(offsets.dtype) - per_part, d_sae), by_latent)
+        return whole.decode(W_dec).unflatten(0, (len(offsets), len(ends)))
 
     def fires(self) -> Tensor:
         return sum_per_latent((self.values > 0).long(), self.entries.latents, self.entries.d_sae)
@@ -129,6 +150,11 @@ class Subset(Latents):
 
     def dense(self) -> Tensor:
         return self.values.new_zeros(len(self.values), self.d_sae).index_copy(1, self.latents, self.values)
+
+
+def _groups(ends: Sequence[int], latents: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Which group each latent is in."""
+    return torch.searchsorted(torch.tensor(ends, device=latents.device, dtype=latents.dtype), latents, right=True)
 
 
 @dataclass(frozen=True, eq=False)

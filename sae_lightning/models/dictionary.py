@@ -70,6 +70,10 @@ class Dictionary(nn.Module):
         y_hat = latents.decode(self.W_dec).add_(self.b_dec)
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
 
+    def constant(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """ŷ of rows without a latent: b_dec [d_out] (+ W_skip x, [batch, d_out])."""
+        return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip.T
+
     @torch.no_grad()
     def initialise_(self, y: Float[Tensor, "sample d_out"]) -> None:
         """Starts from the middle of the data."""
