@@ -13,7 +13,7 @@ def main(cfg: DictConfig) -> float:
 
     run = build(cfg)
     with recording(run.folder, seed=cfg.seed, module=run.module, progress=run.progress):
-        run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
+        run.fit()
         score(cfg, run.data, run.folder)
     return float(run.trainer.callback_metrics[cfg.optimized_metric])
 

@@ -59,7 +59,7 @@ def test_a_run_leaves_what_the_readme_says(example: Path) -> None:
     sae = load_sae(example / "sae")
     assert sae(torch.randn(5, 16)).shape == (5, 16)
     scores = json.loads((example / "scores.json").read_text())
-    assert set(scores) == {"sae", "pca", "random_dictionary"}
+    assert set(scores) == {"sae", "pca", "random_dictionary", "identity"}
     assert scores["sae"]["explained_variance"] > 0.2
 
 

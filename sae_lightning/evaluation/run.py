@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sae_lightning.data.rows import RowsDataModule
-from sae_lightning.evaluation.null import pca, random_dictionary
+from sae_lightning.evaluation.null import identity, pca, random_dictionary
 from sae_lightning.evaluation.steps import firing
 from sae_lightning.files import write_json
 from sae_lightning.inference import InferenceSAE
@@ -16,7 +16,7 @@ from sae_lightning.report import plots
 Evaluation = Callable[[InferenceSAE, RowsDataModule], dict[str, float]]
 """Numbers by name; none where the data is not of the kind that it needs."""
 Scores = dict[str, dict[str, float]]
-"""Numbers by name, of each thing that was evaluated: `sae`, and beside it `pca` and `random_dictionary`."""
+"""Numbers by name, of each thing that was evaluated: `sae`, and beside it `pca`, `random_dictionary` and `identity`."""
 
 FIRING_ROWS = 65_536
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def evaluate(sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, Evaluation], folder: str | Path | None = None,
              nulls: bool = True) -> Scores:  # fmt: skip
-    """Runs every evaluation on `sae` (row `sae`), and with `nulls` on PCA and a random dictionary of the same L0, for autoencoders.
+    """Runs every evaluation on `sae` (row `sae`), and with `nulls` on the null models at the same L0, for autoencoders.
 
     `data` is prepared (`prepare_data`, `setup`). Writes scores.json, density.png and l0.png into `folder`, where one is given; a number
     that is not finite is null there.
@@ -36,6 +36,7 @@ def evaluate(sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, 
         device = sae.b_enc.device
         things["pca"] = lambda: pca(data, k).to(device)
         things["random_dictionary"] = lambda: random_dictionary(data, sae.d_sae, k).to(device)
+        things["identity"] = lambda: identity(data, k).to(device)
     scores: Scores = {}
     for row, make in things.items():
         thing, scores[row] = make(), {}

@@ -44,6 +44,12 @@ class Run(NamedTuple):
     checkpoint: Path | None = None
     """What a resumed run goes on from; None for a run from its beginning."""
 
+    def fit(self) -> None:
+        """Trains, and validates what there is nothing to train of."""
+        self.trainer.fit(self.module, self.data, ckpt_path=self.checkpoint, weights_only=True)
+        if self.trainer.max_steps == 0:
+            self.trainer.validate(self.module, self.data, verbose=False)
+
     def progress(self) -> Progress:
         """How far it is now."""
         return Progress(self.trainer.global_step, self.trainer.max_steps, self.data.batches_trained * self.data.batch_size)
@@ -63,7 +69,9 @@ def build(cfg: DictConfig) -> Run:
     start = None if point is not None or cfg.model.init_from is None else _start(cfg.model.init_from, sae, data)
     metrics = MetricCollection(build_all(cfg.metrics))
     module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile, start)
-    trainer = _trainer(cfg)
+    trainer = _trainer(cfg, is_trained=any(parameter.requires_grad for parameter in sae.parameters()))
+    if trainer.max_steps == 0 and trainer.world_size > 1:
+        raise InputError(f"{sae.architecture} has nothing to train, so several processes have nothing to share: add trainer.devices=1")
     for schedule in (callback for callback in trainer.callbacks if isinstance(callback, Schedule)):  # type: ignore[attr-defined]
         schedule.check(sae, trainer.max_steps)
     for logger in trainer.loggers:
@@ -119,12 +127,15 @@ def build_all(group: DictConfig | None) -> dict[str, Any]:
     return {str(name): instantiate(node) for name, node in (group or {}).items() if node is not None}
 
 
-def _trainer(cfg: DictConfig) -> L.Trainer:
+def _trainer(cfg: DictConfig, is_trained: bool) -> L.Trainer:
+    """What has no parameter to train is fitted when it is set up, and does no steps."""
     callbacks = list(build_all(cfg.callbacks).values())
     with open_dict(cfg):
         loggers = list(build_all(cfg.get("logger")).values())
+    length = {} if is_trained else {"max_steps": 0, "limit_train_batches": 0}
     return instantiate(
         cfg.trainer,
+        **length,
         callbacks=callbacks,
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],

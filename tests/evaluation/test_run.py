@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-NULLS = {"sae", "pca", "random_dictionary"}
+NULLS = {"sae", "pca", "random_dictionary", "identity"}
 
 
 def correlated(n: int, d: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def test_scores_of_everything_and_files(rows, sae, tmp_path: Path):
     assert scores["sae"]["latents"] == 8
     assert scores["pca"]["latents"] == 6  # 3 components, both signs
     assert scores["pca"]["l0"] == 3
-    assert 2.8 < scores["random_dictionary"]["l0"] <= 3  # of 8 directions now and then fewer than 3 are positive
+    assert 2.6 < scores["random_dictionary"]["l0"] <= 3  # of 8 directions now and then fewer than 3 are positive
     assert scores["sae"]["recovery"] == 1 > scores["random_dictionary"]["recovery"]
     assert scores["pca"]["explained_variance"] > scores["random_dictionary"]["explained_variance"]
     assert scores["random_dictionary"]["explained_variance"] > 0

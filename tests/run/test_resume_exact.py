@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sae_lightning.callbacks.last import _validation_follows
-from tests.architectures import fitting
+from tests.architectures import MODELS, fitting, knob
 from tests.data.tiny import harvest
-from tests.runs import ROOT, compose
+from tests.runs import compose
 
-MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 STEPS, WINDOW, VALIDATED, RESAMPLED = 24, 4, 6, 8
 """The length of a run, and every how many steps a shuffling window ends, a validation comes, dead latents are resampled."""
 WORDS = (
@@ -53,7 +52,7 @@ def train(words: str, folder: Path, kill_after: int | None = None):
     run = build(compose(words, folder))
     if kill_after is not None:
         run.trainer.callbacks.append(KillAfter(kill_after))  # type: ignore[attr-defined]
-    run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
+    run.fit()
     return run
 
 
