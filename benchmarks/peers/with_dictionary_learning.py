@@ -50,11 +50,14 @@ class Training:
         counters = getattr(self.trainer, "num_tokens_since_fired", None)
         before = None if counters is None else counters.clone()
         step = self.job.steps - 1  # behind every warm-up
-        found = self.trainer.loss(x, step=step, logging=True)
-        terms = getattr(found, "losses", None) or found[3]
+        seen = self.trainer.loss(x, step=step, logging=True)
+        terms = getattr(seen, "losses", None) or seen[3]
         if before is not None:
             self.trainer.num_tokens_since_fired = before
-        return {key: torch.tensor(float(value)) for key, value in terms.items() if value is not None}, self.trainer.loss(x, step=step)
+        loss = self.trainer.loss(x, step=step)
+        found = {key: torch.tensor(float(value)) for key, value in terms.items() if value is not None}
+        buffers = dict(self.trainer.ae.named_buffers())
+        return (found | {"tau": buffers["threshold"]} if "threshold" in buffers else found), loss
 
     def weights(self) -> dict[str, Weight]:
         found = {NAMES[name]: parameter for name, parameter in self.trainer.ae.named_parameters()}

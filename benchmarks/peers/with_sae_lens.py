@@ -50,7 +50,7 @@ class Training:
         given = TrainStepInput(sae_in=x, coefficients=coefficients, dead_neuron_mask=self.trainer.dead_neurons,
                                n_training_steps=0, is_logging_step=False)  # fmt: skip
         found = self.sae.train().training_forward_pass(given)
-        return dict(found.losses), found.loss
+        return dict(found.losses) | {key: value for key, value in found.metrics.items() if key == "topk_threshold"}, found.loss
 
     def weights(self) -> dict[str, Weight]:
         return {name: Weight(parameter, name == "W_enc") for name, parameter in self.sae.named_parameters()}
