@@ -7,13 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 from sae_lightning.models.calibration import calibrated_thresholds
-from sae_lightning.models.straight_through import heaviside, jump_relu
-from sae_lightning.ranks import mean_over_ranks
+from sae_lightning.models.constraint import ascend_, check_constraint, constrained, constraint_terms
 
 
 class Lagrangian(SAE):
@@ -40,13 +38,7 @@ class Lagrangian(SAE):
         super().__init__()
         self.dictionary = dictionary(unit_norm=True)
         d_sae = self.dictionary.d_sae
-        if not 0 < target_l0 < d_sae:
-            raise InputError(f"model.target_l0 is {target_l0}, and the dictionary has {d_sae} latents: choose 0 < target_l0 < {d_sae}")
-        for name, value in {"rho": rho, "dual_rate": dual_rate, "dual_max": dual_max}.items():
-            if value < 0:
-                raise InputError(f"model.{name} is {value}: it must not be negative")
-        if not 0 <= momentum < 1 or bandwidth <= 0:
-            raise InputError(f"model.momentum must be in [0, 1) and model.bandwidth positive, got {momentum} and {bandwidth}")
+        check_constraint(d_sae, target_l0, rho=rho, dual_rate=dual_rate, dual_max=dual_max, momentum=momentum, bandwidth=bandwidth)
         self.inequality, self.absolute, self.rho = inequality, absolute, rho
         self.dual_rate, self.dual_max, self.momentum, self.bandwidth = dual_rate, dual_max, momentum, bandwidth
         self.revival = revival or no_revival
@@ -58,15 +50,10 @@ class Lagrangian(SAE):
 
     def step(self, x: Tensor, y: Tensor) -> Step:
         h = self.dictionary.encode(x)
-        near = h.above((self.threshold - self.width / 2).detach())
-        theta = near.at(self.threshold)
-        f = near.with_values(jump_relu(near.values, theta, self.width))
+        f, v = constrained(h, self.threshold, self.width, self.target_l0, self.inequality)
         y_hat = self.dictionary.decode(f, x)
         e = y - y_hat
-        v = mean_over_ranks(heaviside(near.values, theta, self.width).sum() / len(x)) / self.target_l0 - 1
-        if self.inequality:
-            v = v.relu()
-        losses = {"reconstruction": Term(e.square().sum(1).mean()), "constraint": Term(v, self.dual), "penalty": Term(v.square(), self.rho)}
+        losses = {"reconstruction": Term(e.square().sum(1).mean()), **constraint_terms(v, self.dual, self.rho)}
         return Step(f, y_hat, losses | dict(self.revival(self.dictionary, h, e)))
 
     def calibration_rows(self) -> int:
@@ -82,10 +69,8 @@ class Lagrangian(SAE):
 
     @torch.no_grad()
     def after_step_(self, sums: Mapping[str, Tensor]) -> None:
-        self.running_l0.lerp_((sums["fires"].sum() / sums["rows"]).to(self.running_l0), 1 - self.momentum)
-        excess = self.running_l0 - self.target_l0
-        self.dual.add_(self.dual_rate * (excess if self.absolute else excess / self.target_l0))
-        self.dual.clamp_(0 if self.inequality else -self.dual_max, self.dual_max)
+        ascend_(self.dual, self.running_l0, self.target_l0, sums, momentum=self.momentum, rate=self.dual_rate, most=self.dual_max,
+                inequality=self.inequality, absolute=self.absolute)  # fmt: skip
         self.threshold.clamp_(min=0)
 
     @torch.no_grad()
