@@ -87,7 +87,7 @@ LENGTH = (
     "callbacks.last.every_n_steps=5 callbacks.progress_bar=null"
 )
 WORDS = (
-    f"model=lagrangian model.target_l0=4 {KNOWN} {LENGTH} callbacks=[default,resample] callbacks.resample.every_n_steps=15 callbacks.resample.rows=64 "
+    f"model=lagrangian model.target_l0=4 {KNOWN} {LENGTH} callbacks=[default,resample] callbacks.resample.steps=[15,30,45,60] callbacks.resample.rows=64 "
     "dictionary.dead_after=400 callbacks.feature_density.feature_sampling_window=100"
 )
 RESULTS = ("metrics.csv", "sae/sae.safetensors", "sae/sae.json", "sae_best/sae.safetensors", "sae_best/sae.json")

@@ -14,33 +14,48 @@ from sae_lightning.module import SAEModule
 
 
 class Resample(L.Callback):
-    """Every `every_n_steps` optimizer steps, until `last_step`: each dead latent gets a row of its own (definitions §3).
+    """Gives each dead latent a row of its own (definitions §3), now and then: in optimizer steps `steps`, or every `every_n_rows` rows.
 
         rows drawn without replacement among `rows` training rows, with probability ∝ ‖e‖^power
         u = (x − b_dec)/‖x − b_dec‖,   W_dec,j ← u,   W_enc,j ← 0.2 · mean norm of living encoder rows · u  (or `encoder_norm` · u)
         b_enc,j ← 0,   the architecture's own parameters as it says,   the optimizer's moments of exactly those slices ← 0
 
-    Where x and y differ, the encoder row comes from x and the decoder row from y. Rows are drawn anew from the data by (`seed`, step):
-    nothing is kept between steps, a resumed run draws the same, and all ranks do. More dead latents than rows: the rest waits for the
-    next time. Logged: sparsity/resampled. Errors: InputError for numbers that are not positive.
+    At most `times` (None: no limit). Without `steps` and `every_n_rows`: every eighth of the run, so that with four times the second
+    half is left alone, as published. Where x and y differ, the encoder row comes from x and the decoder row from y. Rows are drawn anew
+    from the data by (`seed`, step): nothing is kept between steps, a resumed run draws the same, and all ranks do. More dead latents than
+    rows: the rest waits for the next time. Logged: sparsity/resampled.
+    Errors: InputError for numbers that are not positive, and for both `steps` and `every_n_rows`.
     """
 
-    def __init__(self, every_n_steps: int = 1000, last_step: int | None = None, rows: int = 8192, power: Literal[2, 4] = 4,
-                 encoder_norm: float | None = None, seed: int = 0):  # fmt: skip
-        if every_n_steps < 1 or rows < 1 or (encoder_norm is not None and encoder_norm <= 0):
-            raise InputError(
-                f"callbacks.resample: every_n_steps={every_n_steps}, rows={rows} and encoder_norm={encoder_norm} must be positive"
-            )
-        self.every_n_steps, self.last_step, self.rows = every_n_steps, last_step, rows
+    def __init__(self, steps: list[int] | None = None, every_n_rows: int | None = None, times: int | None = 4, rows: int = 8192,
+                 power: Literal[2, 4] = 4, encoder_norm: float | None = None, seed: int = 0):  # fmt: skip
+        if steps is not None and every_n_rows is not None:
+            raise InputError("callbacks.resample: give steps or every_n_rows, and set the other to null")
+        numbers = {"steps": min(steps or [1]), "every_n_rows": every_n_rows, "times": times, "rows": rows, "encoder_norm": encoder_norm}
+        for name, value in numbers.items():
+            if value is not None and value <= 0:
+                raise InputError(f"callbacks.resample: {name} must be positive, got {value}")
+        self.steps, self.every_n_rows, self.times, self.rows = steps, every_n_rows, times, rows
         self.power, self.encoder_norm, self.seed = power, encoder_norm, seed
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: SAEModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if pl_module.sums or step % self.every_n_steps or (self.last_step is not None and step > self.last_step):
+        step, rows_per_step = trainer.global_step, _data(trainer).batch_size * trainer.accumulate_grad_batches
+        if pl_module.sums or not self.is_due(step, trainer.max_steps, rows_per_step):
             return
         resampled = self.resample_(trainer, pl_module)
         for logger in trainer.loggers:
             logger.log_metrics({"sparsity/resampled": resampled}, step=step)
+
+    def is_due(self, step: int, run: int, rows_per_step: int) -> bool:
+        """Whether it is time after optimizer step number `step` of a run of `run`, of `rows_per_step` rows each."""
+        if self.steps is not None:
+            before = sum(other < step for other in set(self.steps))
+            is_due = step in self.steps
+        else:
+            every = max(1, run * rows_per_step // 8) if self.every_n_rows is None else self.every_n_rows
+            before = (step - 1) * rows_per_step // every
+            is_due = step * rows_per_step // every > before
+        return is_due and (self.times is None or before < self.times)
 
     @torch.no_grad()
     def resample_(self, trainer: L.Trainer, module: SAEModule) -> int:

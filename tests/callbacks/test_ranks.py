@@ -42,7 +42,16 @@ def test_two_ranks_are_one_process(small_run, tmp_path):
     curves = {}
     for name, strategy in strategies.items():
         folder = tmp_path / name
-        callbacks = [Kill(), Resample(10), MiracleDistance(), FeatureDensity(8), LearningRate(), FinalValidation(), ProgressBar(), Best()]
+        callbacks = [
+            Kill(),
+            Resample([10, 20]),
+            MiracleDistance(),
+            FeatureDensity(8),
+            LearningRate(),
+            FinalValidation(),
+            ProgressBar(),
+            Best(),
+        ]
         callbacks += [Export(), Last(7), Write()]
         loggers = [CSV(str(folder / "metrics.csv"))]
         small_run(callbacks, steps=20, folder=folder, loggers=loggers, dead_after=5000, enable_progress_bar=True, **strategy)

@@ -60,7 +60,7 @@ def relu() -> ReLU:
 @pytest.mark.parametrize("encoder_norm", [None, 0.7])
 def test_what_a_revived_latent_is_and_nothing_else_changes(small_run, encoder_norm):
     kill, after = Kill(10), After(10)
-    small_run([kill, Resample(every_n_steps=10, encoder_norm=encoder_norm), after], steps=10, sae=lagrangian(), enable_checkpointing=False)
+    small_run([kill, Resample([10], encoder_norm=encoder_norm), after], steps=10, sae=lagrangian(), enable_checkpointing=False)
     before, state = kill.before, after.state
     dead = torch.tensor(DEAD)
     alive = torch.tensor([j for j in range(48) if j not in DEAD])
@@ -110,14 +110,27 @@ def test_rows_are_drawn_once_and_never_without_an_error():
 def test_draws_depend_on_seed_and_step(small_run):
     def directions(seed: int, step: int = 10) -> torch.Tensor:
         kill, after = Kill(step), After(step)
-        small_run([kill, Resample(every_n_steps=step, seed=seed), after], steps=step, sae=None, dead_after=500, enable_checkpointing=False)
+        small_run([kill, Resample([step], seed=seed), after], steps=step, sae=None, dead_after=500, enable_checkpointing=False)
         return after.state["dictionary.W_dec"][DEAD]
 
     torch.testing.assert_close(directions(0), directions(0), rtol=0, atol=0)
     assert (directions(0) - directions(1)).abs().max() > 0.1
 
 
-def test_when(small_run):
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, [2, 4, 6, 8]),  # every eighth of 16 steps, four times
+        ({"times": None}, [2, 4, 6, 8, 10, 12, 14, 16]),
+        ({"steps": [9, 4, 30]}, [4, 9]),
+        ({"steps": [9, 4], "times": 1}, [4]),
+        ({"every_n_rows": 64 * 5, "times": None}, [5, 10, 15]),  # an optimizer step is 2 batches of 32 rows
+        ({"every_n_rows": 100}, [2, 4, 5, 7]),  # 128, 256, 320 and 448 rows are the first over 100, 200, 300 and 400
+        ({"every_n_rows": 10, "times": None}, list(range(1, 17))),
+        ({"every_n_rows": 10**6}, []),
+    ],
+)
+def test_when(small_run, settings, wanted):
     happened = []
 
     class Watched(Resample):
@@ -126,13 +139,13 @@ def test_when(small_run):
             happened.append(trainer.global_step)
             return super().resample_(trainer, module)
 
-    small_run([Watched(every_n_steps=4, last_step=9)], steps=14, accumulate=2, enable_checkpointing=False)
-    assert happened == [4, 8]
+    small_run([Watched(**settings)], steps=16, accumulate=2, enable_checkpointing=False)
+    assert happened == wanted
 
 
 def test_more_dead_latents_than_rows(small_run):
     kill, after = Kill(5, list(range(40))), After(5)
-    small_run([kill, Resample(every_n_steps=5, rows=7), after], steps=5, dead_after=500, enable_checkpointing=False)
+    small_run([kill, Resample([5], rows=7), after], steps=5, dead_after=500, enable_checkpointing=False)
     revived = (after.state["dictionary.W_dec"] != kill.before["dictionary.W_dec"]).any(1)
     assert int(revived.sum()) == 7
     assert int((after.state["dictionary.rows_since_fired"] > 0).sum()) == 33  # these wait
@@ -147,7 +160,7 @@ def test_revived_latents_live(small_run):
             dictionary.b_enc.data[:16] = -10.0
 
     alive = {}
-    for name, treatment in {"without": [], "with": [Resample(every_n_steps=40)]}.items():
+    for name, treatment in {"without": [], "with": [Resample([40, 80])]}.items():
         _, module = small_run([Bury(), *treatment], steps=100, sae=relu(), enable_checkpointing=False, val_check_interval=1000)
         alive[name] = int((~module.sae.dictionary.dead[:16]).sum())
     assert alive == {"without": 0, "with": 16}
@@ -182,7 +195,7 @@ def test_a_transcoder_takes_the_encoder_from_x_and_the_decoder_from_y(small_run)
     data = Pairs(d=16, n_directions=32, l0=2.0, batch_size=32, rows_held_out=128)
     sae = TopK(partial(_not_subtracting, data.shape, d_sae=48, dead_after=500), k=4)
     kill, after = Kill(4, [2]), After(4)
-    small_run([kill, Resample(every_n_steps=4), after], steps=4, data=data, sae=sae, enable_checkpointing=False)
+    small_run([kill, Resample([4]), after], steps=4, data=data, sae=sae, enable_checkpointing=False)
     encoder, decoder = (after.state[f"dictionary.{name}"][2] for name in ("W_enc", "W_dec"))
     x, y = data.sample(8192, 4)
     cosine, row = (F.normalize(x, dim=1) @ F.normalize(encoder, dim=0)).max(0)
@@ -212,7 +225,10 @@ def test_moments_of_any_optimizer_are_forgotten():
                 assert moment[[1, 3]].abs().sum() > 0
 
 
-@pytest.mark.parametrize("settings", [{"every_n_steps": 0}, {"rows": 0}, {"encoder_norm": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"every_n_rows": 0}, {"steps": [5, 0]}, {"times": 0}, {"rows": 0}, {"encoder_norm": 0.0}, {"steps": [5], "every_n_rows": 10}],
+)
 def test_bad_numbers_are_one_line(settings):
     with pytest.raises(InputError, match=r"callbacks\.resample: "):
         Resample(**settings)
