@@ -106,6 +106,11 @@ class Worker:
         torch.set_num_threads(n)
         return {}
 
+    def do_forget(self) -> dict[str, Any]:
+        """Drops every SAE."""
+        self.sides.clear()
+        return {}
+
     def do_rows(self, file: str) -> dict[str, Any]:
         """Batches that later steps are made on, in order."""
         self.rows = [batch for _, batch in sorted(load_file(file).items())]

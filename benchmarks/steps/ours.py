@@ -1,23 +1,24 @@
 """What is timed: the works, their rows, the dense floor, and a whole training step of an SAE as SAEModule makes it."""
 
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from sae_lightning.data.batch import Shape
-from sae_lightning.models.auxk import AuxK
 from sae_lightning.models.base import SAE
 from sae_lightning.models.calibration import upper_quantile
 from sae_lightning.models.dictionary import Dictionary
-from sae_lightning.models.lagrangian import Lagrangian
-from sae_lightning.models.relu import ReLU
-from sae_lightning.models.topk import TopK
+from sae_lightning.models.prefixes import GROUPS, group_ends
 
 
 class Work(NamedTuple):
@@ -28,8 +29,20 @@ class Work(NamedTuple):
 
 
 WORKS = {"A": Work(512, 4096, 2048), "B": Work(768, 12288, 4096)}
-DEAD = 0.1
-"""Share of latents that are dead where AuxK is measured."""
+AUXK, DEAD_EVERY = ", AuxK active", 10
+"""What is appended to the name of an architecture some of whose latents are dead; every so many are."""
+CONF = Path(__file__).parents[2] / "conf" / "model"
+
+
+def trained() -> list[str]:
+    """The architectures in conf/model that take steps."""
+    return [path.stem for path in sorted(CONF.glob("*.yaml")) if ".null." not in str(OmegaConf.load(path))]
+
+
+def group_sizes(latents: int) -> list[int]:
+    """Of matryoshka's groups, as ours cut them by default."""
+    ends = [0, *group_ends(latents, GROUPS)]
+    return [b - a for a, b in itertools.pairwise(ends)]
 
 
 def rows(work: Work, generator: torch.Generator, directions: Tensor) -> Tensor:
@@ -94,38 +107,51 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def make(name: str, work: Work, x: Tensor, settled: bool) -> Step:
-    """An SAE as it starts or, `settled`, with the sparsity of its later training: L0 = k."""
+    """The SAE of conf/model/<name>.yaml as it starts or, `settled`, with the sparsity of its later training: L0 = k."""
     torch.manual_seed(0)
-    dictionary = functools.partial(Dictionary, Shape((work.d,), (work.d,)), d_sae=work.latents)
-    makers: dict[str, Callable[[], SAE]] = {
-        "topk": lambda: TopK(dictionary, work.k, AuxK()),
-        "topk, AuxK active": lambda: TopK(dictionary, work.k, AuxK()),
-        "lagrangian": lambda: Lagrangian(dictionary, float(work.k), revival=AuxK()),
-        "relu": lambda: ReLU(dictionary, 0.1),
-    }
-    sae = makers[name]()
+    model, active = name.removesuffix(AUXK), name.endswith(AUXK)
+    settings: Any = OmegaConf.load(CONF / f"{model}.yaml")
+    for knob in {"k", "target_l0"} & set(settings):
+        settings[knob] = work.k
+    sae: SAE = instantiate(settings)(functools.partial(Dictionary, Shape((work.d,), (work.d,)), d_sae=work.latents))
     sae.dictionary.initialise_(x)
     sae.begin_(100_000)
     sae.calibrate_(x)
-    if settled and name == "relu":
+    if settled and "sparsity" in settings:
+        settle_(sae, x, work.k / work.latents)
+    if active:
         with torch.no_grad():
-            h = sae.dictionary.encode(x).h
-            for block in torch.arange(work.latents).split(512):
-                sae.dictionary.b_enc[block] = -upper_quantile(h[:, block], work.k / work.latents)
-    if name == "topk, AuxK active":
-        with torch.no_grad():
-            dead = torch.arange(work.latents) % round(1 / DEAD) == 0
+            dead = torch.arange(work.latents) % DEAD_EVERY == 0
             sae.dictionary.W_enc[dead] *= 0.1
             sae.dictionary.rows_since_fired[dead] = 1 << 40
     return Step(sae, lr=1e-5 if settled else 1e-3)
 
 
-def alternate(sides: dict[str, Callable[[Tensor], None]], batches: list[Tensor], steps: int, warm: int = 3) -> dict[str, list[tuple]]:
+@torch.no_grad()
+def settle_(sae: SAE, x: Tensor, share: float) -> None:
+    """Thresholds, or biases of what opens a latent, at which each latent is active in this share of the rows."""
+    named = dict(sae.named_parameters())
+    moved = named.get("threshold", named.get("b_gate", sae.dictionary.b_enc))
+    h = sae.dictionary.encode(x).h
+    for block in torch.arange(sae.dictionary.d_sae).split(512):
+        over = upper_quantile(h[:, block], share)
+        moved[block] = over.clamp(min=0) if moved is named.get("threshold") else moved[block] - over
+
+
+Side = Callable[[int], tuple[float, float]]
+"""Takes step number i; seconds of wall clock and of CPU time, measured in the process where it is taken."""
+
+
+def here(step: Callable[[Tensor], None], batches: list[Tensor]) -> Side:
+    return lambda i: timed(functools.partial(step, batches[i % len(batches)]))
+
+
+def alternate(sides: dict[str, Side], steps: int, warm: int = 3) -> dict[str, list[tuple[float, float]]]:
     """(wall, CPU) of every step but the first ones, the sides taking turns."""
-    times: dict[str, list[tuple]] = {name: [] for name in sides}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for i in range(warm + steps):
         for name, side in sides.items():
-            found = timed(functools.partial(side, batches[i % len(batches)]))
+            found = side(i)
             if i >= warm:
                 times[name].append(found)
     return times

@@ -1,0 +1,74 @@
+"""The table of benchmarks/train_step.py: kept as figures in results/train_step.json, shown in README.md and LOG.md."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "train_step.json"
+SHOWN_IN = ("README.md", "LOG.md")
+BEGIN, END = "<!-- train_step: written by `make bench-peers` -->", "<!-- /train_step -->"
+TITLES = {
+    "ours": "ours", "sae_lens": "SAELens", "sae_lens, sparse": "SAELens, sparse mode", "dictionary_learning": "dictionary_learning",
+    "sparsify": "sparsify", "overcomplete": "overcomplete",
+}  # fmt: skip
+
+
+def keep(rows: list[dict[str, Any]], versions: dict[str, str], threads: int, steps: int) -> None:
+    about = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "cpu": _cpu(),
+        "steps": steps,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    rounded = [{key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    RESULTS.write_text(json.dumps({"about": about, "versions": versions, "rows": rounded}, indent=1) + "\n")
+
+
+def markdown(kept: dict[str, Any]) -> str:
+    """A line for each architecture, a column for each library; `A / B` in a cell, works that were not measured left out."""
+    cells = {(row["name"], row["side"], row["work"]): row for row in kept["rows"]}
+    names, works = list(dict.fromkeys(row["name"] for row in kept["rows"])), list(dict.fromkeys(row["work"] for row in kept["rows"]))
+    sides = [side for side in TITLES if any(row["side"] == side for row in kept["rows"])]
+
+    def cell(name: str, side: str) -> str:
+        found = [f"{cells[name, side, work]['cpu']:.2f}" for work in works if (name, side, work) in cells]
+        return " / ".join(found) or "–"
+
+    about, versions = kept["about"], kept["versions"]
+    titles = [TITLES[side] + (f" {versions[side]}" if side in versions else "") for side in sides]
+    lines = [f"| CPU time of a step, {' / '.join(works)} | {' | '.join(titles)} |", "|---" * (len(sides) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cell(name, side) for side in sides)} |" for name in names]
+    return "\n".join(lines) + "\n\n" + (
+        f"In units of the dense floor; medians of {about['steps']} steps, sides taking turns, {about['threads']} threads on {about['cores']} cores "
+        f"({about['cpu']}), torch {about['torch']}, Python {about['python']}; each library's own trainer.\n"
+    )  # fmt: skip
+
+
+def kept() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text())
+
+
+def between(text: str) -> str:
+    """What stands between the marks."""
+    return text.split(BEGIN + "\n", 1)[1].split(END, 1)[0]
+
+
+def update() -> None:
+    """Puts the table of the kept figures between the marks."""
+    for name in SHOWN_IN:
+        path = ROOT / name
+        text = path.read_text()
+        path.write_text(text.replace(BEGIN + "\n" + between(text) + END, BEGIN + "\n" + markdown(kept()) + END))
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
