@@ -219,6 +219,18 @@ class PreActivations:
         chosen = ops.backend(self.h, threshold).above(self.h, threshold, int(ops.DENSE_ABOVE * self.h.numel()))
         return self._all() if chosen is None else self._choose(*chosen)
 
+    def all_of(self, latents: Bool[Tensor, " d_sae"]) -> Latents:
+        """Every h of these latents, whatever its sign; as many values in each row."""
+        if self.sparse or self.h.is_cuda or torch.compiler.is_compiling():
+            return self._choose(*ops.all_of(self.h, latents))
+        return self._few(latents.nonzero().flatten())
+
+    def _few(self, latents: Int[Tensor, " n"]) -> Subset:
+        few = replace(
+            self, h=self.h.index_select(1, latents), W_enc=ops.take_rows(self.W_enc, latents), b_enc=ops.take_rows(self.b_enc, latents)
+        )
+        return Subset(few._all().values, latents, self.h.shape[1])
+
     def _top_k_among(self, k: int, among: Tensor) -> Latents:
         if self.sparse is not None or self.h.is_cuda or torch.compiler.is_compiling():
             f = self._choose(*ops.top_k_among(self.h, k, among))

@@ -84,6 +84,14 @@ def top_k_among(h: Tensor, k: int, among: Tensor) -> Chosen:
     return values[rows, places], rows, ids[latents[rows, places]], per_row.cumsum(0) - per_row
 
 
+@torch.library.custom_op("sae_lightning::all_of", mutates_args=())
+def all_of(h: Tensor, among: Tensor) -> Chosen:
+    """Every h of the latents in `among`."""
+    ids, batch = among.nonzero().flatten(), len(h)
+    rows = torch.arange(batch, device=h.device)
+    return h.index_select(1, ids).flatten(), rows.repeat_interleave(len(ids)), ids.repeat(batch), rows * len(ids)
+
+
 def _fake_chosen(h: Tensor) -> Chosen:
     n = torch.library.get_ctx().new_dynamic_size()
     rows, latents = h.new_empty(n, dtype=torch.int64), h.new_empty(n, dtype=torch.int64)
@@ -92,6 +100,7 @@ def _fake_chosen(h: Tensor) -> Chosen:
 
 above.register_fake(lambda h, threshold: _fake_chosen(h))
 top_k_among.register_fake(lambda h, k, among: _fake_chosen(h))
+all_of.register_fake(lambda h, among: _fake_chosen(h))
 top_k_of_batch.register_fake(lambda h, n, weight: (*_fake_chosen(h), h.new_empty((), dtype=_key_type(h))))
 
 

@@ -12,15 +12,17 @@ from torch.autograd.function import once_differentiable
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, threshold: Tensor, width: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, threshold: Tensor, width: Tensor, to_input: bool) -> Tensor:
         ctx.save_for_backward(h, threshold, width)
+        ctx.to_input = to_input
         return (h > threshold).to(h.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, threshold, width = ctx.saved_tensors
-        return None, (-grad * _kernel(h, threshold, width)).sum_to_size(threshold.shape), None
+        slope = grad * _kernel(h, threshold, width)
+        return slope if ctx.to_input else None, (-slope).sum_to_size(threshold.shape), None, None
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -36,9 +38,9 @@ class _JumpReLU(torch.autograd.Function):
         return grad * (h > threshold), (-grad * threshold * _kernel(h, threshold, width)).sum_to_size(threshold.shape), None
 
 
-def heaviside(h: Tensor, threshold: Tensor, width: Tensor) -> Tensor:
-    """⟦h > θ⟧;   ∂/∂θ = −rect((h − θ)/ε)/ε,   ∂/∂h = 0.   θ broadcasts against h."""
-    return _Step.apply(h, threshold, width)  # type: ignore[return-value]
+def heaviside(h: Tensor, threshold: Tensor, width: Tensor, to_input: bool = False) -> Tensor:
+    """⟦h > θ⟧;   ∂/∂θ = −rect((h − θ)/ε)/ε,   ∂/∂h = 0, or −∂/∂θ with `to_input`.   θ broadcasts against h."""
+    return _Step.apply(h, threshold, width, to_input)  # type: ignore[return-value]
 
 
 def jump_relu(h: Tensor, threshold: Tensor, width: Tensor) -> Tensor:
