@@ -11,18 +11,29 @@ KNOBS: dict[str, list[float]] = {"k": [2, 4, 8], "target_l0": [2.0, 4.0, 8.0], "
 
 
 def settings(model: str) -> Any:
-    """What its yaml holds."""
+    """Its parameters, those of its own groups (model/revival) included."""
+    from sae_lightning.run.check import OF_BUILD
+    from sae_lightning.run.composer import Composer
+
+    node = Composer(CONF.parent, "train").compose([f"model={model}"]).model
+    kept = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(kept, dict)
+    return OmegaConf.create({key: value for key, value in kept.items() if f"model.{key}" not in OF_BUILD})
+
+
+def yaml(model: str) -> Any:
+    """What its own file holds."""
     return OmegaConf.load(CONF / f"{model}.yaml")
 
 
 ALL = sorted(path.stem for path in CONF.glob("*.yaml"))
-MODELS = [model for model in ALL if not settings(model)._target_.startswith("sae_lightning.models.null.")]
+MODELS = [model for model in ALL if not yaml(model)._target_.startswith("sae_lightning.models.null.")]
 """Those that are trained."""
 
 
 def knob(model: str) -> str:
     """Which of KNOBS an architecture has."""
-    found = [name for name in KNOBS if settings(model).get(name) is not None]
+    found = [name for name in KNOBS if yaml(model).get(name) is not None]
     assert found, f"{model} says nothing of its sparsity: add its parameter to KNOBS"
     return found[0]
 

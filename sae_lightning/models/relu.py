@@ -8,11 +8,12 @@ from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
-from sae_lightning.models.base import SAE, MakeDictionary, Step, Term
+from sae_lightning.models.auxk import no_revival
+from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 
 
 class ReLU(SAE):
-    """f = relu(h);   L = mean ‖y − ŷ‖² + λ mean Σ_j f_j ‖W_dec,j‖.
+    """f = relu(h);   L = mean ‖y − ŷ‖² + λ mean Σ_j f_j ‖W_dec,j‖ + revival.
 
     λ rises linearly to `sparsity` over the first `warmup` (a share) of the run. `unit_norm`: decoder rows of norm 1 and the plain
     penalty λ Σ f. Errors: InputError for a negative λ or a share outside [0, 1].
@@ -22,14 +23,15 @@ class ReLU(SAE):
     steps_done: Int[Tensor, ""]
     warmup_steps: Int[Tensor, ""]
 
-    def __init__(self, dictionary: MakeDictionary, sparsity: float, warmup: float = 0.05, unit_norm: bool = False):
+    def __init__(self, dictionary: MakeDictionary, sparsity: float, warmup: float = 0.05, unit_norm: bool = False,
+                 revival: Revival | None = None):  # fmt: skip
         super().__init__()
         if sparsity < 0:
             raise InputError(f"model.sparsity is {sparsity}: the weight of the L1 penalty must not be negative")
         if not 0 <= warmup <= 1:
             raise InputError(f"model.warmup is {warmup}: it is a share of the run, between 0 and 1")
         self.dictionary = dictionary(unit_norm=unit_norm, init_norm=1.0 if unit_norm else 0.1)
-        self.sparsity, self.warmup = sparsity, warmup
+        self.sparsity, self.warmup, self.revival = sparsity, warmup, revival or no_revival
         self.register_buffer("penalty_weight", torch.tensor(float(sparsity)))
         self.register_buffer("steps_done", torch.tensor(0))
         self.register_buffer("warmup_steps", torch.tensor(0))
@@ -44,8 +46,9 @@ class ReLU(SAE):
         f = f.with_values(f.values.relu())
         y_hat = self.dictionary.decode(f, x)
         l1 = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
-        losses = {"reconstruction": Term((y - y_hat).square().sum(1).mean()), "sparsity": Term(l1.sum() / len(x), self.penalty_weight)}
-        return Step(f, y_hat, losses)
+        e = y - y_hat
+        losses = {"reconstruction": Term(e.square().sum(1).mean()), "sparsity": Term(l1.sum() / len(x), self.penalty_weight)}
+        return Step(f, y_hat, losses | dict(self.revival(self.dictionary, h, e)))
 
     @torch.no_grad()
     def after_step_(self, sums: Mapping[str, Tensor]) -> None:

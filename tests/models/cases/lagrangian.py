@@ -19,5 +19,6 @@ def lagrangian(sparse: bool | None = None, dual: float = 0.9, target: float = 3.
 CASES = {
     "lagrangian": lambda sparse: lagrangian(sparse),
     "lagrangian, auxk": lambda sparse: lagrangian(sparse, revival=AuxK(2, 0.5)),
+    "lagrangian, thresholds of the dead": lambda sparse: lagrangian(sparse, threshold_revival=0.2),
     "lagrangian, inequality": lambda sparse: lagrangian(sparse, inequality=True),
 }
