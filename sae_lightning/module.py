@@ -18,6 +18,7 @@ from sae_lightning.inference import InferenceSAE
 from sae_lightning.kernels.graph import compiled_step
 from sae_lightning.models.base import SAE, Step
 from sae_lightning.models.start import start_from_
+from sae_lightning.optimizers import with_beta1
 from sae_lightning.ranks import sum_over_ranks_
 
 SAMPLE_ROWS = 65536
@@ -125,7 +126,7 @@ class SAEModule(L.LightningModule):
         decayed = self.sae.dictionary.decayed()
         ids = {id(parameter) for parameter in decayed}
         others = [parameter for parameter in self.sae.parameters() if id(parameter) not in ids]
-        optimizer = self.make_optimizer([{"params": decayed}, {"params": others, "weight_decay": 0.0}])
+        optimizer = with_beta1(self.make_optimizer, self.sae.beta1)([{"params": decayed}, {"params": others, "weight_decay": 0.0}])
         if self.make_scheduler is None:
             return optimizer
         return {

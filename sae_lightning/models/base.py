@@ -52,6 +52,8 @@ class SAE(nn.Module, abc.ABC):
     """
 
     dictionary: Dictionary
+    beta1: float = 0.9
+    """Adam's β₁, where the user leaves it to the architecture."""
 
     @abc.abstractmethod
     def step(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]) -> Step:
@@ -84,6 +86,9 @@ class SAE(nn.Module, abc.ABC):
 
     def after_revival_(self, latents: Int[Tensor, " n"], alive: Bool[Tensor, " d_sae"]) -> None:
         """Sets this architecture's own parameters of latents that were just given a new direction."""
+
+    def after_start_(self, threshold: Float[Tensor, " d_sae"] | None) -> None:
+        """Sets this architecture's own parameters when the dictionary was given the weights of an SAE with such thresholds."""
 
     def per_latent(self) -> list[nn.Parameter]:
         """Parameters whose axis 0 is the latent."""
