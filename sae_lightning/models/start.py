@@ -55,6 +55,7 @@ def start_from_(sae: SAE, start: InferenceSAE, x: Float[Tensor, "sample d_in"]) 
     if d.W_skip is not None and start.W_skip is not None:
         d.W_skip.copy_(start.W_skip)
     sae.calibrate_(x)
+    sae.after_start_(None if start.threshold is None else start.threshold * length)
     own = getattr(sae, "threshold", None)
     if isinstance(own, Tensor) and start.threshold is not None and start.threshold.any():
         own.copy_(start.threshold * length)
