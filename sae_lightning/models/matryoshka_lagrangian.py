@@ -13,6 +13,7 @@ from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step
 from sae_lightning.models.calibration import calibrated_thresholds
 from sae_lightning.models.constraint import ascend_, check_constraint, constrained, constraint_terms
 from sae_lightning.models.prefixes import GROUPS, group_ends, prefix_losses
+from sae_lightning.models.threshold_revival import check_weight, dead_thresholds
 
 
 class MatryoshkaLagrangian(SAE):
@@ -25,8 +26,9 @@ class MatryoshkaLagrangian(SAE):
             c = (m − L0*)/L0*  (`absolute`: m − L0*);   α in [−α_max, α_max], inequality: [0, α_max]
 
     θ learns through a kernel of width ε = `bandwidth` · RMS(h), measured at calibration; θ starts at the (1 − L0*/d_sae) quantile of
-    each h_j. `groups`: shares of the dictionary, from the first latent on. Buffers: `target_l0` L0*, `dual` α, `running_l0` m, `width` ε.
-    Errors: InputError for a target outside (0, d_sae), a negative constant, shares that do not sum to 1, a group without a latent.
+    each h_j. `groups`: shares of the dictionary, from the first latent on. `threshold_revival`: weight of mean Σ relu(θ_j − h_j) ‖W_dec,j‖
+    over dead latents. Buffers: `target_l0` L0*, `dual` α, `running_l0` m, `width` ε. Errors: InputError for a target outside (0, d_sae),
+    a negative constant, shares that do not sum to 1, a group without a latent.
     """
 
     target_l0: Float[Tensor, ""]
@@ -36,15 +38,16 @@ class MatryoshkaLagrangian(SAE):
 
     def __init__(self, dictionary: MakeDictionary, target_l0: float, *, groups: Sequence[float] = GROUPS, inequality: bool = False,
                  absolute: bool = False, rho: float = 0.1, dual_rate: float = 0.01, dual_max: float = 1.0, momentum: float = 0.9,
-                 bandwidth: float = 0.5, revival: Revival | None = None):  # fmt: skip
+                 bandwidth: float = 0.5, threshold_revival: float = 0.0, revival: Revival | None = None):  # fmt: skip
         super().__init__()
         self.dictionary = dictionary(unit_norm=True)
         d_sae = self.dictionary.d_sae
         check_constraint(d_sae, target_l0, rho=rho, dual_rate=dual_rate, dual_max=dual_max, momentum=momentum, bandwidth=bandwidth)
+        check_weight(threshold_revival)
         self.ends = group_ends(d_sae, groups)
         self.inequality, self.absolute, self.rho = inequality, absolute, rho
         self.dual_rate, self.dual_max, self.momentum, self.bandwidth = dual_rate, dual_max, momentum, bandwidth
-        self.revival = revival or no_revival
+        self.threshold_revival, self.revival = threshold_revival, revival or no_revival
         self.threshold = nn.Parameter(torch.zeros(d_sae))
         self.register_buffer("target_l0", torch.tensor(float(target_l0)))
         self.register_buffer("dual", torch.zeros(()))
@@ -56,6 +59,7 @@ class MatryoshkaLagrangian(SAE):
         f, v = constrained(h, self.threshold, self.width, self.target_l0, self.inequality)
         y_hat, e, losses = prefix_losses(self.dictionary, f, x, y, self.ends)
         losses |= constraint_terms(v, self.dual, self.rho)
+        losses |= dead_thresholds(self.dictionary, h, self.threshold, self.threshold_revival)
         return Step(f, y_hat, losses | dict(self.revival(self.dictionary, h, e)))
 
     def calibration_rows(self) -> int:
