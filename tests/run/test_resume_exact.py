@@ -20,7 +20,8 @@ STEPS, WINDOW, VALIDATED, RESAMPLED = 24, 4, 6, 8
 WORDS = (
     f"data=cached data.batch_size=32 data.pool_rows={32 * WINDOW} dictionary.expansion_factor=4 dictionary.dead_after=32 "
     f"trainer.max_steps={STEPS} trainer.val_check_interval={VALIDATED} trainer.log_every_n_steps=2 trainer.accelerator=cpu "
-    f"callbacks=[default,resample] callbacks.resample.every_n_rows={32 * RESAMPLED} callbacks.resample.times=null callbacks.resample.rows=128 callbacks.progress_bar=null "
+    f"callbacks=[default,resample] callbacks.resample.every_n_rows={32 * RESAMPLED} callbacks.resample.times=null "
+    "callbacks.resample.rows=128 callbacks.progress_bar=null "
     "callbacks.feature_density.feature_sampling_window=5 optimizer.lr=3e-3"
 )
 
