@@ -27,7 +27,7 @@ class ActivationDataModule(RowsDataModule):
     rows, of which one is in memory; each pass in another order. `scale`: rows are divided in training so that E‖x‖² = 1 (`unit`), = d
     (`sqrt_d`), or not at all (`none`); E is over all rows of the store.
 
-    Errors: InputError for a hook point that is not in the store or there twice, and for fewer training rows than a batch.
+    Errors: InputError for a hook point that is not in the store, and for fewer training rows than a batch.
     """
 
     def __init__(
@@ -50,10 +50,6 @@ class ActivationDataModule(RowsDataModule):
             raise InputError(f"data.validation_rows is {validation_rows}: give a positive number of rows, or null for 5 %")
         self.source, self.hook, self.transformer, self.views = source, hook, transformer, views
         self.side_by_side = [hook, *others]
-        if len(set(self.side_by_side)) < len(self.side_by_side):
-            raise InputError(
-                f"data: the hook points {', '.join(self.side_by_side)} are to be different ones; of one, choose dictionary=autoencoder"
-            )
         self.validation_rows, self.pool_rows, self.seed = validation_rows, pool_rows, seed
 
     def prepare_data(self) -> None:

@@ -113,6 +113,8 @@ def chosen(views: Views, hooks: list[str] | None, hook: str | None, hook_out: st
             raise InputError("dictionary=crosscoder reads all of data.hooks: set data.hook and data.hook_out to null")
         if len(hooks or []) < 2:
             raise InputError(f"dictionary=crosscoder needs two hook points or more, and there is only '{(hooks or [''])[0]}': {_MORE}")
+        if len(set(hooks or [])) < len(hooks or []):
+            raise InputError(f"data.hooks={hooks} names a hook point twice: give different ones")
         return list(hooks or [])
     if views == "one" and hook_out is not None:
         raise InputError(f"data.hook_out='{hook_out}' is what a transcoder predicts: add dictionary=transcoder, or set it to null")
@@ -120,6 +122,8 @@ def chosen(views: Views, hooks: list[str] | None, hook: str | None, hook_out: st
     if views == "pair" and (hook is None) != (hook_out is None):
         missing = "hook_out" if hook_out is None else "hook"
         raise InputError(f"dictionary=transcoder reads data.hook and predicts data.hook_out: add data.{missing}=…, or set both to null")
+    if views == "pair" and hook is not None and hook == hook_out:
+        raise InputError(f"data.hook and data.hook_out are both '{hook}': name two, or choose dictionary=autoencoder")
     if hook is None:
         if len(hooks or []) < len(given):
             raise InputError(f"dictionary=transcoder needs two hook points, and there is only '{(hooks or [''])[0]}': {_MORE}")

@@ -32,7 +32,7 @@ def evaluate(sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, 
     fires = firing(sae, data, FIRING_ROWS)
     k = min(max(1, round(float(fires.l0.mean()))), sae.d_sae)
     things: dict[str, Callable[[], InferenceSAE]] = {"sae": lambda: sae}
-    if nulls and data.shape.x == data.shape.y and _is_autoencoder(data):
+    if nulls and _is_autoencoder(data):
         device = sae.b_enc.device
         things["pca"] = lambda: pca(data, k).to(device)
         things["random_dictionary"] = lambda: random_dictionary(data, sae.d_sae, k).to(device)
@@ -62,4 +62,4 @@ def write_scores(path: Path, scores: Scores) -> None:
 
 def _is_autoencoder(data: RowsDataModule) -> bool:
     batch = next(iter(data.held_out()))
-    return batch.y is batch.x
+    return data.views == "one" and batch.y is batch.x

@@ -71,8 +71,56 @@ def test_correlated_directions_come_in_pairs() -> None:
     assert together(0.8) > 5 * together(0.0)
 
 
+def test_a_pair_is_the_same_coefficients_in_two_spaces() -> None:
+    """x does not change by there being a y; y's noise-free part is that of x's draws."""
+    data, alone = rows(views="pair", d_out=48), rows()
+    assert (data.shape, data.hooks) == (((128,), (48,)), (("",), ("",)))
+    batch = data.train_batch(7)
+    assert (batch.x.shape, batch.y.shape) == ((100, 128), (100, 48))
+    assert_close(data.spaces[0], alone.directions)
+    assert_close(data._signals(generator(1))[0], alone._signals(generator(1))[0], rtol=0, atol=0)
+    data = rows(d=512, d_out=600, n_directions=512, views="pair")
+    data.spaces[0].copy_(torch.eye(512))
+    data.spaces[1].copy_(torch.eye(512, 600))
+    x, y = data._signals(generator(1))
+    assert_close(x, y[:, :512])
+    assert_close(rows(views="pair", d_out=48).directions, rows(views="pair", d_out=48).spaces[1])
+
+
+def test_a_stack_is_side_by_side_and_y_is_x() -> None:
+    data = rows(views="stack", stacked=2, noise=0.0)
+    assert data.shape == ((128, 128), (128, 128))
+    batch = data.train_batch(0)
+    assert batch.y is batch.x
+    assert_close(data.directions, torch.cat(data.spaces, dim=1))
+    assert float((data.spaces[0] * data.spaces[1]).sum(1).abs().max()) < 0.5
+    coefficients = torch.linalg.lstsq(data.directions.T.double(), batch.x.T.double()).solution  # 256 numbers, 512 unknowns: not unique
+    assert_close(data.directions.T.double() @ coefficients, batch.x.T.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_each_space_has_a_scale_and_noise_of_its_own() -> None:
+    data = rows(views="pair", d_out=8, d=128)
+    data.spaces[1].mul_(3)
+    x, y = (scale.unique() for scale in data.scale)
+    assert len(x) == len(y) == 1
+    batch = data.sample(20_000, 5)
+    assert_close((batch.x / x).square().sum(1).mean(), torch.tensor(1.0), rtol=0.03, atol=0)
+    assert_close((batch.y / y).square().sum(1).mean(), torch.tensor(1.0), rtol=0.03, atol=0)
+    assert data.noise_stds[1] > 6 * data.noise_stds[0]  # 3 times as long, in an eighth of the root of the width
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"l0": 300}, {"l0": 0}, {"noise": -1.0}, {"correlation": 2.0}, {"rows_held_out": 0}, {"batch_size": 0}, {"scale": "big"}]
+    "wrong",
+    [
+        {"l0": 300},
+        {"l0": 0},
+        {"noise": -1.0},
+        {"correlation": 2.0},
+        {"rows_held_out": 0},
+        {"batch_size": 0},
+        {"scale": "big"},
+        {"d_out": 0},
+    ],
 )
 def test_what_cannot_be_is_refused(wrong) -> None:
     with pytest.raises(InputError, match=f"data.{next(iter(wrong))}"):
