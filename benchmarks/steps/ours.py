@@ -6,12 +6,11 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from sae_lightning.data.batch import Shape
@@ -19,6 +18,8 @@ from sae_lightning.models.base import SAE
 from sae_lightning.models.calibration import upper_quantile
 from sae_lightning.models.dictionary import Dictionary
 from sae_lightning.models.prefixes import GROUPS, group_ends
+from sae_lightning.run.check import OF_BUILD
+from sae_lightning.run.composer import Composer
 
 
 class Work(NamedTuple):
@@ -31,12 +32,12 @@ class Work(NamedTuple):
 WORKS = {"A": Work(512, 4096, 2048), "B": Work(768, 12288, 4096)}
 AUXK, DEAD_EVERY = ", AuxK active", 10
 """What is appended to the name of an architecture some of whose latents are dead; every so many are."""
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def trained() -> list[str]:
     """The architectures in conf/model that take steps."""
-    return [path.stem for path in sorted(CONF.glob("*.yaml")) if ".null." not in str(OmegaConf.load(path))]
+    return [path.stem for path in sorted((CONF / "model").glob("*.yaml")) if ".null." not in path.read_text()]
 
 
 def group_sizes(latents: int) -> list[int]:
@@ -110,14 +111,15 @@ def make(name: str, work: Work, x: Tensor, settled: bool) -> Step:
     """The SAE of conf/model/<name>.yaml as it starts or, `settled`, with the sparsity of its later training: L0 = k."""
     torch.manual_seed(0)
     model, active = name.removesuffix(AUXK), name.endswith(AUXK)
-    settings: Any = OmegaConf.load(CONF / f"{model}.yaml")
-    for knob in {"k", "target_l0"} & set(settings):
-        settings[knob] = work.k
+    settings = {
+        key: value for key, value in Composer(CONF, "train").compose([f"model={model}"]).model.items() if f"model.{key}" not in OF_BUILD
+    }
+    settings |= dict.fromkeys({"k", "target_l0"} & set(settings), work.k)
     sae: SAE = instantiate(settings)(functools.partial(Dictionary, Shape((work.d,), (work.d,)), d_sae=work.latents))
     sae.dictionary.initialise_(x)
     sae.begin_(100_000)
     sae.calibrate_(x)
-    if settled and "sparsity" in settings:
+    if settled and settings.get("sparsity") is not None:
         settle_(sae, x, work.k / work.latents)
     if active:
         with torch.no_grad():
@@ -129,13 +131,10 @@ def make(name: str, work: Work, x: Tensor, settled: bool) -> Step:
 
 @torch.no_grad()
 def settle_(sae: SAE, x: Tensor, share: float) -> None:
-    """Thresholds, or biases of what opens a latent, at which each latent is active in this share of the rows."""
-    named = dict(sae.named_parameters())
-    moved = named.get("threshold", named.get("b_gate", sae.dictionary.b_enc))
-    h = sae.dictionary.encode(x).h
-    for block in torch.arange(sae.dictionary.d_sae).split(512):
-        over = upper_quantile(h[:, block], share)
-        moved[block] = over.clamp(min=0) if moved is named.get("threshold") else moved[block] - over
+    """Encoder biases at which each latent is active in this share of the rows."""
+    h, b_enc = sae.dictionary.encode(x).h, sae.dictionary.b_enc
+    for block in torch.arange(len(b_enc)).split(512):
+        b_enc[block] -= upper_quantile(h[:, block], share)
 
 
 Side = Callable[[int], tuple[float, float]]
