@@ -1,0 +1,152 @@
+"""What is trained: every architecture and null model of conf/model, in the order in which a benchmark cut short is missed least."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from benchmarks.quality.search import Known
+from sae_lightning.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+OURS = "sae_lightning"
+KNOBS = ("k", "target_l0", "sparsity")
+"""Parameters that say how sparse an SAE is: the first two in active latents, the last as the weight of a penalty, which is searched."""
+SCORES = ("explained_variance", "l0", "dead_pct", "recovery", "recovery_f1", "recovery_mean_cosine", "kl", "delta_ce")
+"""On test rows. Those that a kind of rows has not stay empty."""
+TOLERANCE = 0.05
+"""Relative distance from the wanted L0, on validation rows, within which a searched one is right."""
+PAIRED = ("topk", "batch_topk", "matryoshka", "jumprelu")
+"""Architectures that other libraries have too: trained with every seed."""
+
+
+class Settings(NamedTuple):
+    """What a benchmark was asked for. `l0`: by kind of rows, the one on which learning rates are tuned first."""
+
+    out: Path
+    models: tuple[str, ...]
+    l0: Mapping[str, tuple[int, ...]]
+    steps: Mapping[str, int]
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    seeds: int = 1
+    stories: tuple[Path, Path] | None = None
+    words: tuple[str, ...] = ()
+
+    def of_rows(self, rows: str) -> list[str]:
+        """The words of a command that say what is trained on."""
+        if rows == "synthetic":
+            return ["experiment=reference_rows", "data.rows_held_out=32768", *self.words]
+        assert self.stories is not None
+        transformer, text = (str(path.absolute()).replace("'", "\\'") for path in self.stories)
+        chosen = ["data=text", "data/transformer=stories15m", f"data.transformer.name='{transformer}'", f"data.text.paths=['{text}']"]
+        size = ["dictionary.expansion_factor=4", "evaluate.downstream.max_tokens=4096", f"paths.stores='{self.out.absolute()}/stores'"]
+        return [*chosen, *size, *self.words]
+
+
+class Job(NamedTuple):
+    """One line of the csv. `lr`: None takes the best of the jobs in `needs`, by validation rows; 0 for what has no learning rate."""
+
+    rows: str
+    l0: int
+    library: str
+    model: str
+    lr: float | None
+    seed: int
+    steps: int
+    needs: tuple["Job", ...] = ()
+    known: Known = Known()
+    """Of the weight of the penalty, from the jobs in `needs`."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes it this job and no other."""
+        return self[:7]
+
+    def __str__(self) -> str:
+        lr = "" if not self.lr else f", lr {self.lr:g}"
+        return f"{self.rows} L0 {self.l0}: {self.model} of {self.library}{lr}, seed {self.seed}"
+
+
+def architectures() -> list[str]:
+    """Every file in conf/model."""
+    return sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+
+
+def settings_of(model: str) -> Any:
+    """What the file of an architecture holds. Errors: InputError where there is none."""
+    path = ROOT / "conf" / "model" / f"{model}.yaml"
+    if not path.is_file():
+        raise InputError(f"there is no architecture {model!r}: choose among {', '.join(architectures())}")
+    return OmegaConf.load(path)
+
+
+def is_null(model: str) -> bool:
+    """Whether there is nothing to train."""
+    return str(settings_of(model)._target_).startswith("sae_lightning.models.null.")
+
+
+def knob(model: str) -> str | None:
+    """Which of KNOBS an architecture has; None for one whose L0 is what it is."""
+    has = settings_of(model)
+    return next((name for name in KNOBS if has.get(name) is not None), None)
+
+
+def plan(settings: Settings) -> list[Job]:
+    """Every job, the most telling ones first: the middle L0 of each kind of rows, then the others, then the other seeds."""
+    kinds = ["synthetic"] if settings.stories is None else ["synthetic", "stories"]
+    first = {kind: list(_tuned(settings, kind)) for kind in kinds}
+    jobs = [job for kind in kinds for job in first[kind]]
+    for kind in kinds:
+        before = {model: tuple(job for job in first[kind] if job.model == model) for model in settings.models}
+        for l0 in settings.l0[kind][1:]:
+            for model in settings.models:
+                job = Job(kind, l0, OURS, model, 0.0 if is_null(model) else None, 0, settings.steps[kind], before[model])
+                jobs.append(job)
+                before[model] = (*before[model], job)
+    trained = [model for model in settings.models if model in PAIRED]
+    l0, steps = settings.l0["synthetic"][0], settings.steps["synthetic"]
+    for seed in range(1, settings.seeds):
+        for model in trained:
+            needs = tuple(job for job in first["synthetic"] if job.model == model)
+            jobs.append(Job("synthetic", l0, OURS, model, None, seed, steps, needs))
+    return jobs
+
+
+def _tuned(settings: Settings, rows: str) -> Iterator[Job]:
+    """The grid. A weight that is searched for one learning rate is where the search for the next one begins."""
+    for model in settings.models:
+        before: tuple[Job, ...] = ()
+        for lr in (0.0,) if is_null(model) else settings.learning_rates:
+            job = Job(rows, settings.l0[rows][0], OURS, model, lr, 0, settings.steps[rows], before if knob(model) == KNOBS[-1] else ())
+            before = (*before, job)
+            yield job
+
+
+def resolved(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job:
+    """The job with what its `needs`, which are finished, say: a learning rate, and weights of the penalty with their L0."""
+    found = [done[key] for key in _keys(job.needs, done)]
+    lr = job.lr
+    if lr is None:
+        tuned = [row for row in found if row["l0_wanted"] == job.needs[0].l0]
+        if not tuned:
+            raise InputError(f"{job}: no learning rate was tuned for it, since the jobs that do so failed")
+        lr = best(tuned)["lr"]
+    searched = [row for row in found if row["knob"] == KNOBS[-1]]
+    searched = [row for row in searched if row["lr"] == lr] or searched
+    steepness = searched[-1]["knob_slope"] if searched else math.nan
+    known = Known(tuple((row["knob_value"], row["l0_validation"]) for row in searched), steepness)
+    return job._replace(lr=lr, known=known, needs=())
+
+
+def _keys(jobs: Sequence[Job], done: Mapping[tuple[Any, ...], Any]) -> list[tuple[Any, ...]]:
+    """Of the finished ones among `jobs`; one without a learning rate stands for that which it got."""
+    wanted = [(job.key[:4], job.key[5:], job.lr) for job in jobs]
+    return [key for key in done for first, last, lr in wanted if key[:4] == first and key[5:] == last and lr in (None, key[4])]
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """That with the most explained variance on VALIDATION rows, among those whose L0 there is right, or among all if none's is."""
+    right = [row for row in rows if abs(row["l0_validation"] / row["l0_wanted"] - 1) <= TOLERANCE]
+    return max(right or rows, key=lambda row: -math.inf if math.isnan(v := row["explained_variance_validation"]) else v)

@@ -1,0 +1,217 @@
+"""The quality benchmark in small: what it trains, what it chooses by, what a kill leaves."""
+
+import csv
+import io
+import math
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch.testing import assert_close
+
+from benchmarks.quality.__main__ import read, run
+from benchmarks.quality.held_out import halves
+from benchmarks.quality.plan import OURS, PAIRED, Job, architectures, best, is_null, plan, resolved
+from benchmarks.quality.report import chosen, is_within, paired, standard_error
+from benchmarks.quality.results import FIELDS, Results, Row
+from benchmarks.quality.search import FULL_RUNS, Known, search
+from benchmarks.quality.training import Bench
+from sae_lightning.errors import InputError
+from tests.data.tiny import harvest
+from tests.forks import fork, forks, start
+
+TINY = "data.d=16 data.n_directions=64 data.l0=3 data.rows_held_out=1024 data.batch_size=64 dictionary.d_sae=64"
+
+
+def settings(out: Path, *words: str):
+    """topk and lagrangian at two learning rates, topk with two seeds."""
+    asked = ["--out", str(out), "--models", "topk,lagrangian", "--steps", "10", "--l0", "4", "--seeds", "2", "--words", TINY]
+    return read([*asked, *words])
+
+
+def begin(out: Path) -> None:
+    run(settings(out), fork, Console(quiet=True))
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row(**values: object) -> Row:
+    number = dict.fromkeys(FIELDS, math.nan)
+    whole = {"rows": "synthetic", "l0_wanted": 12, "library": OURS, "model": "topk", "seed": 0, "steps": 3000, "knob": "k", "lr": 1e-3}
+    return number | whole | {"l0_validation": 12.0} | values
+
+
+@forks
+def test_a_killed_benchmark_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "quality.csv"
+    child = start(begin, tmp_path)
+    deadline = time.monotonic() + 300
+    while (not path.exists() or len(path.read_bytes().splitlines()) < 3) and child.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.kill()
+    child.join()
+    before = path.read_bytes()
+    assert 3 <= len(before.splitlines()) < 6, "killed before the end"
+    with open(path, "ab") as file:
+        file.write(b"synthetic,4,sae_li")  # what a kill in the middle of a line leaves
+
+    assert run(settings(tmp_path), fork, Console(quiet=True)) == 0
+
+    after = path.read_bytes()
+    assert after.startswith(before)
+    found = lines(path)
+    jobs = Counter((line["model"], line["l0_wanted"], line["lr"], line["seed"]) for line in found)
+    assert set(jobs.values()) == {1}
+    assert {key[:3] for key in jobs} == {(model, "4", lr) for model in ("topk", "lagrangian") for lr in ("0.001", "0.003")}
+    assert len(found) == 5
+    others = [line for line in found if line["model"] == "topk" and line["seed"] == "1"]
+    tuned = [line for line in found if line["model"] == "topk" and line["seed"] == "0"]
+    assert [line["lr"] for line in others] == [max(tuned, key=lambda line: float(line["explained_variance_validation"]))["lr"]]
+    assert all(float(line["l0"]) == float(line["l0_validation"]) == 4.0 for line in (*tuned, *others))
+    assert all(line[name] and not line["kl"] for line in found for name in ("explained_variance", "recovery_f1", "dead_pct", "seconds"))
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert not any((tmp_path / "runs").iterdir())
+
+    run(settings(tmp_path), fork, Console(quiet=True))
+    assert path.read_bytes() == after
+
+
+def test_a_penalty_is_searched_through_whole_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.quality import search as module
+
+    monkeypatch.setattr(module, "PILOTS", 1)
+    monkeypatch.setattr(module, "FULL_RUNS", 1)
+    (job,) = plan(settings(tmp_path, "--models", "relu", "--lr", "1e-2"))
+    found = Bench(settings(tmp_path)).do(job)
+    assert set(found) == set(FIELDS)
+    assert found["knob"] == "sparsity"
+    assert found["knob_value"] > 0.1  # ten steps leave far more than 4 active at the weight that conf/model/relu.yaml says
+    assert found["l0_validation"] > 4
+
+
+@forks
+def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    console = Console(record=True, file=io.StringIO())
+    asked = settings(tmp_path, "--models", "topk", "--l0", "100,4", "--lr", "1e-3", "--seeds", "1")
+    assert run(asked, fork, console) == 2
+    said = console.export_text()
+    assert "model.k" in said and "64" in said  # what it refuses: k of a dictionary with 64 latents
+    assert "no learning rate was tuned" in said
+    assert lines(tmp_path / "quality.csv") == []
+
+
+def test_test_rows_choose_nothing() -> None:
+    validated = row(lr=1e-3, explained_variance_validation=0.8, explained_variance=0.5)
+    other = row(lr=3e-3, explained_variance_validation=0.7, explained_variance=0.9)
+    assert best([other, validated]) is validated
+    assert chosen([other, validated])[0]["explained_variance"] == 0.5
+    first = [job for job in plan(read(["--models", "topk"])) if job.l0 == 12]
+    done = {job.key: line for job, line in zip(first, (validated, other), strict=True)}
+    assert resolved(Job("synthetic", 8, OURS, "topk", None, 0, 3000, tuple(first)), done).lr == 1e-3
+
+
+def test_of_searched_runs_the_best_is_one_that_has_the_wanted_l0() -> None:
+    missed = row(explained_variance_validation=0.9, l0_validation=14.0)
+    right = row(explained_variance_validation=0.8, l0_validation=12.5)
+    assert best([missed, right]) is right
+    assert best([missed]) is missed
+
+
+def test_validation_and_test_rows_are_the_two_halves(tmp_path: Path) -> None:
+    from sae_lightning.data.synthetic import SyntheticDataModule
+
+    data = SyntheticDataModule(d=8, n_directions=16, l0=2, batch_size=96, rows_held_out=1000)
+    parts = halves(data)
+    validation, test = (torch.cat([batch.x for batch in part.held_out()]) for part in parts)
+    assert (len(validation), len(test)) == (500, 500)
+    assert_close(torch.cat([validation, test]), torch.cat([batch.x for batch in data.held_out()]), rtol=0, atol=0)
+
+
+def test_halves_of_a_text_are_whole_sequences(tmp_path: Path) -> None:
+    from sae_lightning.data.datamodule import ActivationDataModule
+
+    source = harvest(tmp_path)
+    data = ActivationDataModule(source, source.hooks[0], batch_size=32, validation_rows=150, transformer=source.transformer)
+    data.prepare_data()
+    parts = halves(data)
+    ids, _ = data.tokens_held_out(1000)
+    for part, tokens in zip(parts, (ids[: len(ids) // 2], ids[len(ids) // 2 :]), strict=True):
+        own, special = part.tokens_held_out(1000)
+        assert torch.equal(own, tokens)
+        assert sum(len(batch.x) for batch in part.held_out()) == int((~special).sum()) > 0
+        assert len(part.tokens_held_out(2)[0]) == 2
+
+
+def test_everything_in_conf_model_is_trained() -> None:
+    stories = (Path("model"), Path("text.jsonl"))
+    jobs = plan(read(["--stories", *map(str, stories), "--seeds", "5"]))
+    assert {(job.rows, job.l0, job.model) for job in jobs} == {
+        (rows, l0, model)
+        for rows, every in (("synthetic", (12, 8, 24)), ("stories", (32, 16, 64)))
+        for l0 in every
+        for model in architectures()
+    }
+    for model in architectures():
+        rates = {job.lr for job in jobs if (job.rows, job.l0, job.model, job.seed) == ("synthetic", 12, model, 0)}
+        assert rates == ({0.0} if is_null(model) else {1e-3, 3e-3})
+    assert {job.model for job in jobs if job.seed == 4} == set(PAIRED) & set(architectures())
+    assert [job.rows for job in jobs][-1] == "synthetic"
+    assert len({job.key for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize("steepness", [-0.5, -1.0, -2.5])
+@pytest.mark.parametrize("shift", [0.7, 1.0, 1.5])
+def test_a_weight_is_found_where_short_runs_are_denser_or_sparser(steepness: float, shift: float) -> None:
+    shares: list[float] = []
+
+    def train(weight: float, share: float) -> tuple[float, float]:
+        shares.append(share)
+        return weight, 20 * (weight / 0.1) ** steepness * (shift if share < 1 else 1)
+
+    found = search(train, 12.0, 0.3, 0.05)
+    l0 = train(found.weight, 0.0)[1] / shift
+    assert l0 == pytest.approx(12, rel=0.05)
+    assert found.result == found.weight
+    assert shares.count(1.0) == found.full_runs <= 2
+    shares.clear()
+    assert search(train, 6.0, 0.3, 0.05, Known(((found.weight, l0),), steepness)).full_runs == 1
+    again = search(train, 6.0, 0.3, 0.05, Known(((found.weight, l0),), found.steepness))
+    assert train(again.weight, 1.0)[1] == pytest.approx(6, rel=0.05)
+    assert set(shares) == {1.0}  # no pilots where something is known
+
+
+def test_what_cannot_be_reached_gives_the_nearest() -> None:
+    found = search(lambda weight, share: (weight, 40 + 10 / (1 + weight)), 12.0, 1.0, 0.05)
+    assert found.full_runs == FULL_RUNS
+    assert found.weight > 10
+
+
+def test_the_comparison_is_paired_over_seeds() -> None:
+    # Differences −0.002, 0.000, 0.002: mean 0, standard error 0.002/√3 = 0.00115; t of 2 degrees at 95 % is 2.920: 0.0034 below.
+    ours, theirs = [0.878, 0.880, 0.882], [0.880, 0.880, 0.880]
+    made = [row(seed=i, explained_variance=v, explained_variance_validation=v) for i, v in enumerate(ours)]
+    made += [row(seed=i, explained_variance=v, explained_variance_validation=v, library="peer") for i, v in enumerate(theirs)]
+    table = paired(made)
+    assert table is not None
+    assert [next(iter(column.cells)) for column in table.columns][1:] == ["0.8800", "0.8800 peer", "+0.0000", "0.0012", "3", "yes"]
+    assert standard_error([-0.002, 0.0, 0.002]) == pytest.approx(0.002 / math.sqrt(3))
+    assert not is_within(-0.002, 0.00115, 3)
+
+
+def test_a_csv_of_other_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "quality.csv").write_text("model,lr\n")
+    with pytest.raises(InputError, match="another version"):
+        Results(tmp_path / "quality.csv")
+
+
+def test_other_words_are_refused_beside_old_lines(tmp_path: Path) -> None:
+    asked = settings(tmp_path)._replace(models=())
+    run(asked, fork, Console(quiet=True))
+    with pytest.raises(InputError, match="was begun with"):
+        run(asked._replace(words=()), fork, Console(quiet=True))
