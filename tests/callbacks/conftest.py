@@ -10,14 +10,10 @@ import torch
 from torchmetrics import MetricCollection
 
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
+from sae_lightning.run.quiet import NOISE
 
-LIGHTNING_SAYS = (
-    "Your `IterableDataset` has `__len__` defined",  # no workers here
-    "The 'train_dataloader' does not have many workers",  # rows are made ahead by a thread
-    "The 'val_dataloader' does not have many workers",
-    "It is recommended to use `self.log",  # metrics are those of all ranks before they are logged
-    "You're resuming from a checkpoint that ended before the epoch ended",  # the cursor is the data's state
-)
+LIGHTNING_SAYS = (*NOISE, "It is recommended to use `self.log")
+"""The last: metrics are those of all ranks before they are logged, which Lightning cannot know."""
 
 
 @pytest.fixture

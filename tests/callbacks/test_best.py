@@ -70,4 +70,4 @@ def test_what_is_exported_at_the_end_is_the_trained_sae(small_run, tmp_path):
     _, module = small_run([Export()], steps=10, enable_checkpointing=False)
     sae, x = load_sae(str(tmp_path / "sae")), module.rows.sample(64, 1).x
     torch.testing.assert_close(sae(x), module.inference()(x), rtol=0, atol=0)
-    assert sae.about == {"architecture": "topk", "step": 10, "rows": 320, "widths": {"x": [16], "y": [16]}}
+    assert sae.about == {"architecture": "topk", "step": 10, "rows": 320, "views": "one", "widths": {"x": [16], "y": [16]}}
