@@ -34,14 +34,25 @@ def golden(library: str, case: str) -> dict[str, Tensor]:
     return found
 
 
-def ours(make: Callable[..., SAE], *, free: bool = False, dead: bool = False, sparse: bool | None = False) -> SAE:
-    """Our SAE in float64 with the problem's weights; `free` and `dead` as in make_golden.case."""
+OUR_NAMES = {"b_gate": "b_enc"}
+"""Of parameters that have another name in ours: a gate's bias is the encoder's."""
+
+
+def ours(
+    make: Callable[..., SAE], *, free: bool = False, dead: bool = False, gate: bool = False, sparse: bool | None = False, **buffers: float
+) -> SAE:
+    """Our SAE in float64 with the problem's weights; `free` and `dead` as in make_golden.case; `gate`: the encoder's bias is the gate's.
+
+    `buffers`: state of the architecture that the problem says.
+    """
     given = problem()
     sae = make(partial(Dictionary, Shape((D,), (D,)), d_sae=LATENTS, dead_after=100, sparse=sparse)).double()
-    values = given | ({"W_dec": given["free.W_dec"]} if free else {})
+    values = given | ({"W_dec": given["free.W_dec"]} if free else {}) | ({"b_enc": given["b_gate"]} if gate else {})
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
             parameter.copy_(values[name.removeprefix("dictionary.")])
+        for name, value in buffers.items():
+            sae.get_buffer(name).fill_(value)
         if dead:
             sae.dictionary.rows_since_fired[given["dead"].bool()] = 1 << 40
     return sae
@@ -62,7 +73,12 @@ def steps(sae: SAE, terms: dict[str, float] | None = None) -> tuple[Step, dict[s
 
 def same_gradients(found: dict[str, Tensor], theirs: dict[str, Tensor], scale: float | Tensor = 1.0) -> None:
     """Our gradients times `scale` are theirs, for every parameter that they have."""
-    names = [name.removeprefix("grad.") for name in theirs if name.startswith("grad.")]
-    assert set(names) == set(found)
-    for name in names:
-        assert_close(found[name] * scale, theirs[f"grad.{name}"], msg=lambda text, name=name: f"{name}: {text}", **ROUNDING)
+    expected = {OUR_NAMES.get(name, name): grad for name, grad in gradients_of(theirs).items()}
+    assert set(expected) == set(found)
+    for name, grad in expected.items():
+        assert_close(found[name] * scale, grad, msg=lambda text, name=name: f"{name}: {text}", **ROUNDING)
+
+
+def gradients_of(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the names that parameters have in the problem."""
+    return {name.removeprefix("grad."): grad for name, grad in theirs.items() if name.startswith("grad.")}

@@ -1,18 +1,27 @@
 """Where another library's terms are not an oracle (definitions §6): the definition, written out densely here and differentiated by
 autograd in float64, is ours; and theirs is the definition with the one change that a test names."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
 from sae_lightning.models.auxk import AuxK
+from sae_lightning.models.base import SAE
+from sae_lightning.models.gated import Gated
+from sae_lightning.models.jumprelu import JumpReLU
 from sae_lightning.models.matryoshka import Matryoshka
+from sae_lightning.models.p_anneal import PAnneal
 from sae_lightning.models.topk import TopK
-from tests.oracles.make_golden import BATCH, GROUPS, LATENTS, D, K
-from tests.oracles.parity import ROUNDING, golden, ours, problem, same_gradients, steps
+from tests.oracles.make_golden import BANDWIDTH, BATCH, GROUPS, LATENTS, SPARSITY, D, K
+from tests.oracles.parity import OUR_NAMES, ROUNDING, golden, ours, problem, same_gradients, steps
 
 Weights = dict[str, Tensor]
+MakeSAE = Callable[..., SAE]
+Penalty = Callable[[Weights, Tensor, Tensor], Tensor]
+"""Of the weights, h and f."""
 
 
 def leaves(*names: str, free: bool = False) -> Weights:
@@ -129,6 +138,139 @@ def test_matryoshkas_auxk_is_theirs() -> None:
     names = {name: 1 / len(GROUPS) ** 2 for name in step.losses if name != "auxk"}
     _, found = steps(ours(lambda d: Matryoshka(d, K, [size / LATENTS for size in GROUPS], AuxK()), dead=True), names | {"auxk": 1 / 32})
     same_gradients(found, theirs)
+
+
+# Gated
+
+
+def test_gateds_second_reconstruction_leaves_the_decoder_alone() -> None:
+    """It decodes with sg(W_dec) and sg(b_dec), and decoder rows have norm 1, for us; SAELens detaches neither, so that the decoder is trained
+    on latents that nobody uses, and its penalty Σ relu(π_j) ‖W_dec,j‖ pushes decoder rows too."""
+
+    def loss(w: Weights, theirs: bool) -> Tensor:
+        x = problem()["x"]
+        rows = (x - w["b_dec"]) @ w["W_enc"].T
+        gate = rows + w["b_gate"]
+        f = (gate > 0) * (w["r_mag"].exp() * rows + w["b_mag"]).relu()
+        W_dec, b_dec = (w["W_dec"], w["b_dec"]) if theirs else (w["W_dec"].detach(), w["b_dec"].detach())
+        by_gate = gate.relu() @ W_dec + b_dec
+        l1 = (gate.relu() * w["W_dec"].norm(dim=1) if theirs else gate.relu()).sum(1).mean()
+        return (x - f @ w["W_dec"] - w["b_dec"]).square().sum(1).mean() + SPARSITY * l1 + (x - by_gate).square().sum(1).mean()
+
+    names = ("W_enc", "W_dec", "b_gate", "b_mag", "r_mag", "b_dec")
+    w = leaves(*names)
+    right = gradients(loss(w, False), w)
+    step, found = steps(ours(lambda d: Gated(d, SPARSITY), gate=True))
+    assert_close(step.loss, loss(w, False))
+    for name in names:
+        assert_close(found[OUR_NAMES.get(name, name)], right[name])
+
+    theirs = golden("sae_lens", "gated")
+    assert_close(loss(w, True), theirs["loss"], **ROUNDING)
+    wrong = gradients(loss(w, True), w)
+    for name in names:
+        assert_close(wrong[name], theirs[f"grad.{name}"], **ROUNDING)
+    assert differ(wrong["W_dec"], right["W_dec"])
+
+
+# JumpReLU
+
+
+def jumps(w: Weights, to_input: bool = False) -> tuple[Tensor, Tensor]:
+    """h, and f = h⟦h > θ⟧ whose gradient to θ is −(θ/ε) rect((h − θ)/ε); `to_input`: and the negated one to h."""
+    h, theta = problem()["x"] @ w["W_enc"].T + w["b_enc"], w["threshold"]
+    lent = (theta / BANDWIDTH * kernel(h, theta)).detach()
+    return h, h * (h > theta) + lent * ((h - h.detach() if to_input else 0.0) - (theta - theta.detach()))
+
+
+def kernel(u: Tensor, theta: Tensor) -> Tensor:
+    """rect((u − θ)/ε)."""
+    return ((u - theta).abs() < BANDWIDTH / 2).double()
+
+
+def active(u: Tensor, theta: Tensor, to_input: bool = False) -> Tensor:
+    """⟦u > θ⟧ whose gradient to θ is −rect((u − θ)/ε)/ε."""
+    lent = (kernel(u, theta) / BANDWIDTH).detach()
+    return (u > theta).double() + lent * ((u - u.detach() if to_input else 0.0) - (theta - theta.detach()))
+
+
+def reconstruction(w: Weights, f: Tensor) -> Tensor:
+    return (problem()["x"] - f @ w["W_dec"] - w["b_dec"]).square().sum(1).mean()
+
+
+def jump_relu_is(make: MakeSAE, right: Penalty, wrong: Penalty, theirs: Weights, f_to_input: bool = False) -> None:
+    """Ours has the definition's loss and gradients, theirs those of `wrong`, and they are not the same."""
+    w = leaves("W_enc", "W_dec", "b_enc", "b_dec", "threshold", free=True)
+    h, f = jumps(w)
+    loss = reconstruction(w, f) + SPARSITY * right(w, h, f)
+    step, found = steps(ours(make, free=True, width=BANDWIDTH))
+    assert_close(step.loss, loss)
+    due = gradients(loss, w)
+    for name in w:
+        assert_close(found[name], due[name])
+    h, f = jumps(w, f_to_input)
+    loss = reconstruction(w, f) + SPARSITY * wrong(w, h, f)
+    assert_close(loss, theirs["loss"], **ROUNDING)
+    had = gradients(loss, w)
+    same_gradients(had, theirs)
+    assert any(differ(due[name], had[name]) for name in w)
+
+
+def test_the_target_of_l0_is_that_of_the_batch() -> None:
+    """(mean L0 / L0* − 1)² for us; SAELens takes the mean over rows of 2/L0* (L0 − L0*)², which punishes rows for differing."""
+    jump_relu_is(
+        lambda d: JumpReLU(d, "target", K, SPARSITY),
+        lambda w, h, f: (active(h, w["threshold"]).sum(1).mean() / K - 1).square(),
+        lambda w, h, f: (2 / K * (active(h, w["threshold"]).sum(1) - K).square()).mean(),
+        golden("sae_lens", "jumprelu, quadratic"),
+    )
+
+
+def test_l0_is_counted_on_what_stands_before_the_jump() -> None:
+    """Step(h, θ) for us; dictionary_learning's Step(f, θ) counts the same, but its gradient misses every h just below θ, and finds all latents
+    that are off and whose θ is below ε/2."""
+    jump_relu_is(
+        lambda d: JumpReLU(d, "target", K, SPARSITY),
+        lambda w, h, f: (active(h, w["threshold"]).sum(1).mean() / K - 1).square(),
+        lambda w, h, f: (active(f.detach(), w["threshold"]).sum(1).mean() / K - 1).square(),
+        golden("dictionary_learning", "jumprelu"),
+    )
+
+
+def test_gradients_to_the_input_are_those_of_the_count_alone() -> None:
+    """`gradient_to_input` is of Step for us (definitions §2); SAELens lends h the gradient of the jump in f as well."""
+    jump_relu_is(
+        lambda d: JumpReLU(d, "l0", None, SPARSITY, gradient_to_input=True),
+        lambda w, h, f: active(h, w["threshold"], to_input=True).sum(1).mean(),
+        lambda w, h, f: active(h, w["threshold"], to_input=True).sum(1).mean(),
+        golden("sae_lens", "jumprelu, l0, to input"),
+        f_to_input=True,
+    )
+
+
+# p_anneal
+
+
+def test_the_annealed_penalty_is_a_sum_of_powers() -> None:
+    """mean Σ f^p for us; dictionary_learning's default is mean (Σ f^p)^(1/p), whose gradient on a latent grows with every other active one."""
+    theirs, p = golden("dictionary_learning", "p_anneal, Lp"), 0.5
+
+    def terms(w: Weights, smoothing: float) -> tuple[Tensor, Tensor]:
+        x = problem()["x"]
+        f = ((x - w["b_dec"]) @ w["W_enc"].T + w["b_enc"]).relu()
+        powers = torch.where(f > 0, (torch.where(f > 0, f, 1.0) + smoothing) ** p - smoothing**p, 0.0).sum(1)
+        return (x - f @ w["W_dec"] - w["b_dec"]).square().sum(1).mean(), powers
+
+    w = leaves(*NAMES)
+    e, powers = terms(w, 0.0)
+    assert_close((powers ** (1 / p)).mean(), theirs["term.lp_loss"], **ROUNDING)
+    same_gradients(gradients(e + SPARSITY * (powers ** (1 / p)).mean(), w), theirs)
+    e, powers = terms(w, 1e-6)
+    step, found = steps(ours(lambda d: PAnneal(d, SPARSITY), p=p))
+    assert_close(step.losses["sparsity"].value, powers.mean())
+    right = gradients(e + SPARSITY * powers.mean(), w)
+    for name in NAMES:
+        assert_close(found[name], right[name])
 
 
 # Resampling
