@@ -111,6 +111,71 @@ def test_every_number_against_a_slow_computation(data, sae, tiny_transformer, to
     assert values["kl"] > 0.01  # this SAE does damage
 
 
+MLP = ("model.layers.1.mlp:in", "model.layers.1.mlp")
+
+
+def with_hooks(data, x: tuple[str, ...], y: tuple[str, ...]):
+    """The same data, saying that its rows are of these hook points of width 8."""
+    from sae_lightning.data.batch import Hooks, Shape
+
+    class Several(type(data)):
+        hooks = Hooks(x, y)  # pyright: ignore[reportAssignmentType]
+        shape = Shape((8,) * len(x), (8,) * len(y))  # pyright: ignore[reportAssignmentType]
+
+    data.__class__ = Several
+    return data
+
+
+def test_a_transcoder_is_spliced_at_its_output_made_of_its_input(data, sae, tiny_transformer, tokens):
+    """Against a forward pass in which the MLP itself is replaced, position by position."""
+    from sae_lightning.evaluation.downstream import Downstream
+
+    ids, special = tokens
+    g = torch.Generator().manual_seed(1)
+    lossy = sae(torch.randn(16, 8, generator=g), torch.randn(16, 8, generator=g), k=3)
+    values = Downstream(batch_tokens=30)(lossy, with_hooks(data, MLP[:1], MLP[1:]))
+    model = tiny_transformer.load()
+
+    def ce(function) -> float:
+        def hook(module, args, output):
+            new = function(args[0], output)
+            return torch.where(special[:, :, None], output, new)
+
+        handle = model.model.layers[1].mlp.register_forward_hook(hook)
+        logs = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+        handle.remove()
+        counted = ~(special[:, 1:] | special[:, :-1])
+        return float(-logs.gather(2, ids[:, 1:, None])[..., 0][counted].mean())
+
+    outputs = []
+    assert_close(values["ce_clean"], ce(lambda x, y: (outputs.append(y), y)[1]), rtol=1e-4, atol=1e-5)
+    assert_close(values["ce_sae"], ce(lambda x, y: lossy(x.flatten(0, 1)).view_as(y)), rtol=1e-4, atol=1e-5)
+    assert_close(values["ce_ablated"], ce(lambda x, y: 0 * y), rtol=1e-4, atol=1e-5)
+    assert_close(values["ce_ablated_mean"], ce(lambda x, y: outputs[0][~special].mean(0).expand_as(y)), rtol=1e-4, atol=1e-5)
+    assert values["kl"] > 1e-4
+
+
+def test_a_crosscoder_is_spliced_at_all_its_hook_points_from_a_clean_pass(data, sae, tiny_transformer, tokens):
+    """The identity of both changes nothing; of one that keeps the first hook point and forgets the second, only the second counts."""
+    from sae_lightning.evaluation.downstream import Downstream
+
+    ids, special = tokens
+    both = with_hooks(data, ("model.layers.0", "model.layers.1"), ("model.layers.0", "model.layers.1"))
+    same = Downstream()(plus_minus(sae, 16), both)
+    assert_close(same["ce_sae"], same["ce_clean"], rtol=1e-5, atol=1e-5)
+    encoder = torch.cat([torch.eye(16), -torch.eye(16)])
+    decoder = encoder.clone()
+    decoder[:, 8:] = 0
+    model = tiny_transformer.load()
+    handle = model.model.layers[1].register_forward_hook(lambda m, a, y: torch.where(special[:, :, None], y, 0 * y))
+    logs = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+    handle.remove()
+    counted = ~(special[:, 1:] | special[:, :-1])
+    forgotten = float(-logs.gather(2, ids[:, 1:, None])[..., 0][counted].mean())
+    assert_close(Downstream()(sae(encoder, decoder), both)["ce_sae"], forgotten, rtol=1e-4, atol=1e-5)
+    assert abs(forgotten - same["ce_clean"]) > 1e-3
+
+
 def test_what_does_not_depend_on_the_sae_is_computed_once(data, sae, tiny_transformer):
     from sae_lightning.evaluation.downstream import Downstream
 
