@@ -57,11 +57,11 @@ class Peer:
         self.ask("losses", name=name, rows=self.put("x", {"x": x.float()}), out=out)
         return load_file(out)
 
-    def apply(self, name: str, rows: Path) -> tuple[dict[str, Tensor], float]:
-        """Reconstruction, fires and W_dec of the SAE `name` on the rows of an .npy file, and its L0 there."""
-        out = str(Path(self.folder.name) / "applied.safetensors")
-        l0 = self.ask("apply", name=name, rows=str(rows), out=out)["l0"]
-        return load_file(out), l0
+    def export(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The trained SAE `name` by our names, for rows of E‖x‖² = 1; whether it subtracts b_dec, and its k or None."""
+        out = str(Path(self.folder.name) / "exported.safetensors")
+        about = self.ask("export", name=name, out=out)
+        return load_file(out), about
 
     def close(self) -> None:
         if self.process.stdin is not None:

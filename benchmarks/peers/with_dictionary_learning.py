@@ -67,11 +67,16 @@ class Training:
     def kill(self, dead: Tensor) -> None:
         self.trainer.num_tokens_since_fired[dead] = LONG
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.trainer.ae.encode(x)
-
-    def decode(self, f: Tensor) -> Tensor:
-        return self.trainer.ae.decode(f)
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        w = {name: weight.get(weight.parameter) for name, weight in self.weights().items()}
+        if "b_gate" in w:  # ⟦π > 0⟧ relu(e^r (π − b_gate) + b_mag) = h ⟦h > θ⟧
+            scale, b_gate, b_mag = w.pop("r_mag").exp(), w.pop("b_gate"), w.pop("b_mag")
+            w |= {"W_enc": scale[:, None] * w["W_enc"], "b_enc": b_mag, "threshold": (b_mag - scale * b_gate).clamp(min=0)}
+        if self.job.architecture == "topk":
+            return w, {"subtract": True, "k": self.job.k}
+        tau = dict(self.trainer.ae.named_buffers()).get("threshold", torch.zeros(()))
+        w.setdefault("threshold", tau.clamp(min=0).expand(self.job.latents))
+        return w, {"subtract": self.job.architecture != "jumprelu", "k": None}
 
 
 def _trainer(kind: type, **fixed: Any) -> Callable[[Job], Training]:

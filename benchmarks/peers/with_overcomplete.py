@@ -69,11 +69,16 @@ class Training:
     def kill(self, dead: Tensor) -> None:
         raise NotImplementedError("it keeps no counters of silence")
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.sae.eval().encode(x)[1]
-
-    def decode(self, f: Tensor) -> Tensor:
-        return self.sae.eval().decode(f)
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        w = {name: weight.get(weight.parameter) for name, weight in self.weights().items()}
+        w |= {"W_dec": self.sae.train().get_dictionary().detach(), "b_dec": torch.zeros(self.job.d)}
+        if self.job.architecture.startswith("topk"):
+            return w, {"subtract": False, "k": self.job.k}
+        tau = getattr(self.sae, "running_threshold", None)
+        log_threshold = w.pop("log_threshold", None)
+        zero = torch.zeros(()) if tau is None else tau
+        w["threshold"] = zero.expand(self.job.latents) if log_threshold is None else log_threshold.exp()
+        return w, {"subtract": False, "k": None}
 
 
 def _auxiliary(job: Job) -> Callable[..., Tensor]:

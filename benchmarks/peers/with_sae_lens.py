@@ -58,16 +58,20 @@ class Training:
     def kill(self, dead: Tensor) -> None:
         self.trainer.n_forward_passes_since_fired[dead] = LONG
 
-    def encode(self, x: Tensor) -> Tensor:
-        tau = getattr(self.sae, "topk_threshold", None)
-        if tau is None:
-            f = self.sae.eval().encode(x)
-            return f.to_dense() if f.is_sparse else f
-        _, h = self.sae.eval().encode_with_hidden_pre(x)  # batch_topk is used as a JumpReLU with its running threshold
-        return h * (h > tau)
-
-    def decode(self, f: Tensor) -> Tensor:
-        return self.sae.decode(f)
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        w = {name: weight.get(weight.parameter) for name, weight in self.weights().items()}
+        if getattr(self.sae.cfg, "rescale_acts_by_decoder_norm", False):  # it selects by h‖W_dec‖ and decodes with W_dec/‖W_dec‖
+            norms = w["W_dec"].norm(dim=1)
+            w |= {"W_enc": w["W_enc"] * norms[:, None], "b_enc": w["b_enc"] * norms, "W_dec": w["W_dec"] / norms[:, None]}
+        if "b_gate" in w:  # ⟦π > 0⟧ relu(W_enc e^r x + b_mag) = h ⟦h > θ⟧
+            scale, b_gate, b_mag = w.pop("r_mag").exp(), w.pop("b_gate"), w.pop("b_mag")
+            w |= {"W_enc": scale[:, None] * w["W_enc"], "b_enc": b_mag, "threshold": (b_mag - scale * b_gate).clamp(min=0)}
+        about = {"subtract": self.sae.cfg.apply_b_dec_to_input, "k": None}
+        if self.job.architecture.startswith("topk"):
+            return w, about | {"k": self.job.k}
+        tau = getattr(self.sae, "topk_threshold", torch.zeros(()))
+        w.setdefault("threshold", tau.float().expand(self.job.latents))
+        return w, about
 
 
 def _sae(kind: type, config: type, **fixed: Any) -> Callable[[Job], Training]:

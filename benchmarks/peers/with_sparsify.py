@@ -89,12 +89,9 @@ class Training:
     def kill(self, dead: Tensor) -> None:
         self.trainer.num_tokens_since_fired["point"][dead] = LONG
 
-    def encode(self, x: Tensor) -> Tensor:
-        values, latents, _ = self.sae.encode(x)
-        return torch.zeros(len(x), self.sae.num_latents).scatter(1, latents, values)
-
-    def decode(self, f: Tensor) -> Tensor:
-        return f @ self.sae.W_dec + self.sae.b_dec
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        self.sae.set_decoder_norm_to_unit_norm()  # as it does before every use
+        return {name: weight.get(weight.parameter) for name, weight in self.weights().items()}, {"subtract": True, "k": self.job.k}
 
 
 ARCHITECTURES: dict[str, Callable[[Job], Any]] = {"topk": Training}

@@ -88,11 +88,10 @@ class Side(Protocol):
     def kill(self, dead: Tensor) -> None:
         """Marks latents as long dead."""
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Latents as they are used after training."""
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The SAE as it is used after training, by our names: W_enc [latents, d], b_enc, W_dec, b_dec, and `threshold` where there is one;
+        and {"subtract": whether b_dec is subtracted from its input, "k": active latents a row, or None}."""
         ...
-
-    def decode(self, f: Tensor) -> Tensor: ...
 
 
 class Worker:
@@ -172,17 +171,14 @@ class Worker:
         return {"cpu": time.process_time() - start}
 
     @torch.no_grad()
-    def do_apply(self, name: str, rows: str, out: str, block: int = 4096) -> dict[str, Any]:
-        """Reconstructions of held-out rows, L0 and firing counts, and the decoder, in the units of the rows."""
-        side, x = self.sides[name], torch.from_numpy(numpy.load(rows))
-        y, fires, l0 = [], 0, 0.0
-        for part in x.split(block):
-            f = side.encode(part * side.scale)
-            y.append(side.decode(f) / side.scale)
-            fires, l0 = fires + (f > 0).sum(0), l0 + float((f > 0).sum())
-        W_dec = side.weights()["W_dec"]
-        save_file({"reconstruction": torch.cat(y), "fires": torch.as_tensor(fires), "W_dec": W_dec.get(W_dec.parameter)}, out)
-        return {"l0": l0 / len(x)}
+    def do_export(self, name: str, out: str) -> dict[str, Any]:
+        """Writes the trained SAE for rows of E‖x‖² = 1, in raw units of those rows."""
+        side = self.sides[name]
+        weights, about = side.export()
+        for key in {"b_enc", "b_dec", "threshold"} & set(weights):
+            weights[key] = weights[key] / side.scale
+        save_file({key: weight.detach().float().contiguous().clone() for key, weight in weights.items()}, out)
+        return about
 
     def do_call(self, function: str, **arguments: Any) -> dict[str, Any]:
         """A function of the library's module that only it has."""
