@@ -7,7 +7,7 @@ from typing import Generic, NamedTuple, TypeVar
 T = TypeVar("T")
 Points = Sequence[tuple[float, float]]
 """(weight, L0) pairs."""
-PILOTS, FULL_RUNS = 3, 3
+PILOTS, FULL_RUNS = 3, 4
 PILOT_SHARE = 0.2
 PILOT_TOLERANCE = 0.15
 MOST = math.log(8)
@@ -36,8 +36,8 @@ def search(
     """Calls run(weight, share of the full length) → (result, L0) until a full one is within `tolerance` of `wanted`, FULL_RUNS times at most.
 
     log L0 is taken as a falling line in log weight: interpolated between two points that hold the target, extrapolated beyond them.
-    Where nothing is known, short pilots from the weight `start` on find where to begin and how steep the line is; what a full run shows
-    afterwards shifts the line.
+    Where nothing is known, short pilots from the weight `start` on find where to begin. How steep the line is, full runs alone say: it
+    is steeper in short ones.
     """
     known = known or Known()
     pilots: list[tuple[float, float]] = []
@@ -52,7 +52,7 @@ def search(
         weight = following(pilots, wanted)
     full: list[tuple[float, float]] = []
     results: list[T] = []
-    steepness = slope(pilots, wanted) if pilots else slope(known.points, wanted, known.steepness)
+    steepness = slope(known.points, wanted, known.steepness)
     while True:
         result, l0 = run(weight, 1.0)
         full.append((weight, l0))
