@@ -75,7 +75,8 @@ class Training:
         if self.job.architecture == "topk":
             return w, {"subtract": True, "k": self.job.k}
         tau = dict(self.trainer.ae.named_buffers()).get("threshold", torch.zeros(()))
-        w.setdefault("threshold", tau.clamp(min=0).expand(self.job.latents))
+        threshold: Tensor = w["threshold"] if "threshold" in w else tau.expand(self.job.latents)
+        w["threshold"] = threshold.clamp(min=0)  # what is below 0 acts like 0: a relu follows
         return w, {"subtract": self.job.architecture != "jumprelu", "k": None}
 
 

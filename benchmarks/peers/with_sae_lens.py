@@ -70,7 +70,7 @@ class Training:
         if self.job.architecture.startswith("topk"):
             return w, about | {"k": self.job.k}
         tau = getattr(self.sae, "topk_threshold", torch.zeros(()))
-        w.setdefault("threshold", tau.float().expand(self.job.latents))
+        w["threshold"] = w.get("threshold", tau.float().expand(self.job.latents)).clamp(min=0)  # as it clamps its own before a step
         return w, about
 
 

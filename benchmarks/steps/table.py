@@ -47,7 +47,7 @@ def markdown(kept: dict[str, Any]) -> str:
     lines = [f"| CPU time of a step, {' / '.join(works)} | {' | '.join(titles)} |", "|---" * (len(sides) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(cell(name, side) for side in sides)} |" for name in names]
     return "\n".join(lines) + "\n\n" + (
-        f"In units of the dense floor; medians of {about['steps']} steps, sides taking turns, {about['threads']} threads on {about['cores']} cores "
+        f"In units of the dense floor; medians of {about['steps']} steps, sides taking turns, {about['threads']} of {about['cores']} cores "
         f"({about['cpu']}), torch {about['torch']}, Python {about['python']}; each library's own trainer.\n"
     )  # fmt: skip
 
