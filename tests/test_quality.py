@@ -19,7 +19,7 @@ DEMO_STORE = f"data=sampled_text data.max_tokens=100_000 optimizer.lr=3e-3 data.
 
 def scores(words: str, folder: Path) -> dict[str, float]:
     run = fit(f"{words} callbacks=none trainer.accelerator=cpu trainer.val_check_interval=100000", folder)
-    sae = run.module.inference()
+    sae = run.module.export()
     got = Reconstruction({"error": ReconstructionError(), "sparsity": Sparsity()})(sae, run.data)
     if isinstance(run.data, SyntheticDataModule):
         got |= Recovery()(sae, run.data)
@@ -51,6 +51,20 @@ def test_l0_lands_on_its_target_on_known_directions(target: int, tmp_path: Path)
     got = scores(f"model=lagrangian model.target_l0={target} {REFERENCE} trainer.max_steps=1000", tmp_path)
     assert abs(got["l0"] / target - 1) < 0.05
     assert got["theta_moved"] > 0.05
+
+
+# Slow: trains an SAE in each, of the last kind until its dual has settled.
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [4, 8, 16, 32])
+@pytest.mark.parametrize(
+    ("model", "steps"), [("batch_topk model.k", 150), ("matryoshka model.k", 150), ("matryoshka_lagrangian model.target_l0", 600)]
+)
+def test_an_export_has_its_l0_on_rows_that_nothing_has_seen(model: str, steps: int, target: int, tmp_path: Path) -> None:
+    words = f"model={model}={target} {REFERENCE} trainer.max_steps={steps}"
+    run = fit(f"{words} callbacks=none trainer.accelerator=cpu trainer.val_check_interval=100000", tmp_path)
+    fresh = run.data.sample(32768, seed=9).x  # calibration had those of seed 0
+    l0 = run.module.export().encode(fresh).l0_per_row().double().mean()
+    assert abs(float(l0) / target - 1) < (0.05 if "target_l0" in model else 0.02)
 
 
 # Slow: trains 600 steps on a store that the first one harvests.
