@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from sae_lightning.data.batch import Batch
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
+from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.kernels.graph import compiled_step
 from sae_lightning.models.base import SAE, Step
@@ -30,7 +31,8 @@ class SAEModule(L.LightningModule):
 
     Inside, rows are divided by the scale that the data gives (so that E‖x‖² = 1); the batches, Steps and SAEs that leave it are raw.
     `optimizer`: parameter groups → Optimizer; `scheduler`: (optimizer, steps of the run) → LambdaLR; `metrics`: update(batch, step);
-    `compile`: the architecture's step through torch.compile; `start`: an SAE in raw space whose weights training starts from.
+    `compile`: the architecture's step through torch.compile; `start`: an SAE in raw space whose weights training starts from;
+    `finetune`: adds what a transformer makes of the reconstructions to the loss.
 
     For callbacks: `sums` is empty exactly between optimizer steps; `step_sums` holds those of the last finished one (over all ranks);
     `last` is (batch, Step) of the last training batch of a step that is logged, None after any other.
@@ -41,7 +43,7 @@ class SAEModule(L.LightningModule):
 
     def __init__(self, sae: SAE, optimizer: Callable[..., Optimizer], metrics: MetricCollection,
                  scheduler: Callable[[Optimizer, int], LambdaLR] | None = None, compile: bool = False,
-                 start: InferenceSAE | None = None):  # fmt: skip
+                 start: InferenceSAE | None = None, finetune: FineTune | None = None):  # fmt: skip
         super().__init__()
         self.sae, self.make_optimizer, self.make_scheduler = sae, optimizer, scheduler
         self.metrics, self.train_metrics = metrics, metrics.clone()
@@ -49,6 +51,7 @@ class SAEModule(L.LightningModule):
         self.register_buffer("s_in", torch.ones(sae.dictionary.shape.d_in))
         self.register_buffer("s_out", torch.ones(sae.dictionary.shape.d_out))
         self.start = () if start is None else (start,)  # not a part of this module
+        self.finetune = finetune
         self.sums: dict[str, Tensor] = {}
         self.step_sums: dict[str, Tensor] = {}
         self.validation_sums: dict[str, Tensor] = {}
@@ -59,6 +62,11 @@ class SAEModule(L.LightningModule):
     def rows(self) -> RowsDataModule:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
+    @property
+    def rows_per_step(self) -> int:
+        """Of an optimizer step, over all ranks."""
+        return self.rows.batch_size * self.trainer.accumulate_grad_batches
+
     def setup(self, stage: str) -> None:
         """Starts from the data. A checkpoint, where there is one, is read after this and overwrites all of it."""
         if stage != "fit":
@@ -67,6 +75,8 @@ class SAEModule(L.LightningModule):
         for own, scale in zip((self.s_in, self.s_out), self.rows.scale, strict=True):
             own.copy_(scale)
         self._begin()
+        if self.finetune is not None:
+            self.finetune.begin(self.rows, self.device)
         sample = self.rows.sample(max(SAMPLE_ROWS, self.sae.calibration_rows()), seed=0)
         x, y = self.scaled(sample.to(self.device))
         self.sae.dictionary.initialise_(y[:SAMPLE_ROWS])
@@ -77,8 +87,8 @@ class SAEModule(L.LightningModule):
 
     def _begin(self) -> None:
         """Tells everything how long the run is."""
-        steps, per_step = self.trainer.max_steps, self.rows.batch_size * self.trainer.accumulate_grad_batches
-        self.sae.dictionary.begin_(steps * per_step, per_step)
+        steps = self.trainer.max_steps
+        self.sae.dictionary.begin_(steps * self.rows_per_step, self.rows_per_step)
         self.sae.begin_(steps)
 
     def on_train_start(self) -> None:
@@ -140,6 +150,9 @@ class SAEModule(L.LightningModule):
         self.rows.batches_trained += 1
         step = self.compiled(*self.scaled(batch))
         self._add(step)
+        if self.finetune is not None and self.finetune.is_on(self.trainer.global_step, self.trainer.max_steps, self.rows_per_step):
+            losses = self.finetune.losses(step.losses, self.reconstruct, self.rows.batches_trained - 1)
+            step = step._replace(losses=losses)
         self.last = (batch, self.raw(_detached(step))) if self.is_log_step else None
         return step.loss
 
@@ -244,6 +257,10 @@ class SAEModule(L.LightningModule):
     def raw(self, step: Step) -> Step:
         latents = step.latents.with_values(step.latents.values * self.unit)
         return step._replace(latents=latents, reconstruction=step.reconstruction * self.s_out)
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Raw reconstructions of raw rows, with gradients, by the step that trains."""
+        return self.compiled(*self.scaled(batch)).reconstruction * self.s_out
 
     @torch.no_grad()
     def _add(self, step: Step) -> None:

@@ -1,6 +1,5 @@
 """What a transformer loses when it has to go on with reconstructions."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,8 +14,8 @@ from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.steps import check_widths
 from sae_lightning.inference import InferenceSAE
-from sae_lightning.transformers.hooks import read, splice
-from sae_lightning.transformers.predictions import counted, predictions
+from sae_lightning.transformers.hooks import read
+from sae_lightning.transformers.predictions import counted, predictions, with_reconstructions
 
 UNIGRAM_SEQUENCES = 4096
 CHUNK = 512
@@ -143,7 +142,8 @@ def compare(text: Text, functions: Sequence[Callable[[Tensor], Tensor]]) -> list
         clean = predictions(text.model, ids, special)
         x = rows_at(text, text.hooks.x, ids, special)
         for function, own in zip(functions, sums, strict=True):
-            spliced = with_reconstructions(text, function(x), ids, special)
+            y_hat = function(x).split(text.widths, dim=1)
+            spliced = with_reconstructions(text.model, ids, special, text.hooks.y, y_hat)
             for part in zip(clean.split(CHUNK), spliced.split(CHUNK), targets.split(CHUNK), strict=True):
                 own += _sums(*part).cpu()
     return [Comparison(float(own[0]), *(own[1:] / own[0]).tolist()) for own in sums]
@@ -163,16 +163,6 @@ def _sums(clean: Float[Tensor, "n vocabulary"], spliced: Float[Tensor, "n vocabu
         p.argmax(1) == q.argmax(1),
     ]
     return torch.stack([value.sum(dtype=torch.float64) for value in values])
-
-
-def with_reconstructions(
-    text: Text, y_hat: Float[Tensor, "n d_out"], ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"]
-) -> Float[Tensor, "m vocabulary"]:
-    """Predictions with these rows in place of y, of which each hook point takes its columns."""
-    with contextlib.ExitStack() as stack:
-        for hook, columns in zip(text.hooks.y, y_hat.split(text.widths, dim=1), strict=True):
-            stack.enter_context(splice(text.model, hook, lambda _, columns=columns: columns, special))
-        return predictions(text.model, ids, special)
 
 
 def rows_at(

@@ -16,6 +16,7 @@ from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.run import Evaluation
+from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import load_sae
 from sae_lightning.loggers.csv import CSV
@@ -68,7 +69,7 @@ def build(cfg: DictConfig) -> Run:
     sae = build_sae(cfg, data)
     start = None if point is not None or cfg.model.init_from is None else _start(cfg.model.init_from, sae, data)
     metrics = MetricCollection(build_all(cfg.metrics))
-    module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile, start)
+    module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile, start, _finetune(cfg, data))
     trainer = _trainer(cfg, is_trained=any(parameter.requires_grad for parameter in sae.parameters()))
     if trainer.max_steps == 0 and trainer.world_size > 1:
         raise InputError(f"{sae.architecture} has nothing to train, so several processes have nothing to share: add trainer.devices=1")
@@ -108,6 +109,15 @@ def _start(path: str, sae: SAE, data: RowsDataModule) -> InferenceSAE:
     except InputError as error:
         raise InputError(f"model.init_from={path}: {error}") from None
     return start
+
+
+def _finetune(cfg: DictConfig, data: RowsDataModule) -> FineTune | None:
+    """Errors: InputError for rows without a transformer."""
+    if cfg.model.loss != "kl":
+        return None
+    finetune: FineTune = instantiate(cfg.finetune)
+    finetune.check(data)
+    return finetune
 
 
 def build_data(cfg: DictConfig) -> RowsDataModule:

@@ -27,7 +27,7 @@ ALLOWED = (
 """Other people's modules whose classes a `_target_` may name; of these the class itself, nothing that it merely imports."""
 FOR_HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.", "optuna.samplers.", "optuna.pruners.")
 """Allowed below the key `hydra`, where Hydra itself accepts only plugins."""
-OF_BUILD = {"model.init_from": "str | None", "dictionary.views": "str"}
+OF_BUILD = {"model.init_from": "str | None", "model.loss": "Literal['reconstruction', 'kl']", "dictionary.views": "str"}
 """Keys beside an object's parameters that `build` takes for itself, and what their values are: every architecture, every dictionary has them."""
 SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SHARDED = ("fsdp", "deepspeed", "model_parallel", "ModelParallel", "FSDP", "DeepSpeed")

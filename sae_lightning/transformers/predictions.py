@@ -1,6 +1,7 @@
-"""What a transformer says of the next token, as it is or with a function of its rows spliced in: for evaluation and for fine-tuning."""
+"""What a transformer says of the next token, as it is or with reconstructions spliced in: for evaluation and for fine-tuning."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,18 +21,39 @@ def counted(special: Bool[Tensor, "batch context"]) -> Int[Tensor, " n"]:
 
 
 def predictions(
+    model: nn.Module, input_ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"]
+) -> Float[Tensor, "n vocabulary"]:
+    """Logits at the `counted` positions."""
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    return logits.flatten(0, 1)[counted(special).to(logits.device, non_blocking=True)]
+
+
+def observed(
+    model: nn.Module, input_ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"], hooks: Sequence[str]
+) -> tuple[Float[Tensor, "n vocabulary"], dict[str, Float[Tensor, "rows _"]]]:
+    """Predictions, and the rows (float32) that stood at each hook point, special positions left out. One forward pass.
+
+    Errors: InputError, as `splice`.
+    """
+    found: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for hook in dict.fromkeys(hooks):
+            stack.enter_context(splice(model, hook, lambda rows, hook=hook: found.setdefault(hook, rows), special))
+        return predictions(model, input_ids, special), found
+
+
+def with_reconstructions(
     model: nn.Module,
     input_ids: Int[Tensor, "batch context"],
     special: Bool[Tensor, "batch context"],
-    hook: str | None = None,
-    function: Callable[[Float[Tensor, "rows d"]], Float[Tensor, "rows d"]] | None = None,
+    hooks: Sequence[str],
+    reconstructions: Sequence[Float[Tensor, "rows _"]],
 ) -> Float[Tensor, "n vocabulary"]:
-    """Logits at the `counted` positions; with `function`, of a transformer that goes on with function(rows) at the hook point.
+    """Predictions of a transformer that goes on with these rows at these hook points, special positions left as they are.
 
-    Special positions are not spliced. Errors: InputError, as `splice`.
+    Gradients reach the rows. Errors: InputError, as `splice`.
     """
-    if hook is not None and function is not None:
-        with splice(model, hook, function, special):
-            return predictions(model, input_ids, special)
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return logits.flatten(0, 1)[counted(special).to(logits.device, non_blocking=True)]
+    with contextlib.ExitStack() as stack:
+        for hook, rows in zip(hooks, reconstructions, strict=True):
+            stack.enter_context(splice(model, hook, lambda _, rows=rows: rows, special))
+        return predictions(model, input_ids, special)
