@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_lightning.kernels import ops
 from sae_lightning.kernels.reference import ByLatent, Entries, sum_per_latent
+from sae_lightning.kernels.residual import unexplained
 
 
 class Latents(abc.ABC):
@@ -177,7 +178,7 @@ class PreActivations:
     @classmethod
     def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, sparse: bool | None = None, b_dec: Tensor | None = None) -> Self:
         with torch.no_grad():
-            centred = x if b_dec is None else x - b_dec
+            centred = x if b_dec is None else ops.centred(x, b_dec)
             inputs = centred, W_enc, b_enc
             if torch.is_autocast_enabled(x.device.type):
                 inputs = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in inputs]
@@ -190,7 +191,8 @@ class PreActivations:
         `weight`: those with the k largest h · weight, which is positive.
         """
         if among is not None:
-            return self._top_k_among(k, among)
+            f = self._choose(*ops.top_k_among(self.h, k, among))
+            return f.with_values(f.values.relu())
         values, latents = ops.top_k(self.h if weight is None else self.h * weight, k)
         if weight is not None:
             values = self.h.gather(1, latents) * (values > 0)
@@ -206,6 +208,17 @@ class PreActivations:
         n = torch.as_tensor(n, device=self.h.device)
         *chosen, smallest = ops.top_k_of_batch(self.h, n, None if weight is None else weight.detach())
         return self._choose(*chosen), smallest
+
+    def unexplained(
+        self, residual: Float[Tensor, "batch d_out"], W_dec: Float[Tensor, "d_sae d_out"], k: int, among: Bool[Tensor, " d_sae"]
+    ) -> Float[Tensor, ""]:
+        """Σ‖residual − ê‖² over the batch, where ê decodes `top_k(k, among)`; the residual is a constant."""
+        if self.sparse is None and not (self.h.is_cuda or self.x.requires_grad or torch.compiler.is_compiling()):
+            latents = among.nonzero().flatten()
+            if k >= ops.DENSE_ABOVE * len(latents):
+                made_of = self.centred, self.W_enc, self.b_enc, self.b_dec
+                return unexplained(self.h, latents, min(k, len(latents)), residual, *made_of, W_dec)
+        return (residual - self.top_k(k, among).decode(W_dec)).square().sum()
 
     def above(self, threshold: Float[Tensor, " d_sae"] | float) -> Latents:
         """At least every h over the threshold. What else it holds is for the caller's own function to map to 0."""
@@ -223,26 +236,9 @@ class PreActivations:
         """Every h of these latents, whatever its sign; as many values in each row."""
         if self.sparse or self.h.is_cuda or torch.compiler.is_compiling():
             return self._choose(*ops.all_of(self.h, latents))
-        return self._few(latents.nonzero().flatten())
-
-    def _few(self, latents: Int[Tensor, " n"]) -> Subset:
-        few = replace(
-            self, h=self.h.index_select(1, latents), W_enc=ops.take_rows(self.W_enc, latents), b_enc=ops.take_rows(self.b_enc, latents)
-        )
-        return Subset(few._all().values, latents, self.h.shape[1])
-
-    def _top_k_among(self, k: int, among: Tensor) -> Latents:
-        if self.sparse is not None or self.h.is_cuda or torch.compiler.is_compiling():
-            f = self._choose(*ops.top_k_among(self.h, k, among))
-            return f.with_values(f.values.relu())
-        latents = among.nonzero().flatten()
-        if k < ops.DENSE_ABOVE * len(latents):
-            return replace(self, sparse=True)._top_k_among(k, among)
-        h = self.h.index_select(1, latents)
-        if k < len(latents):
-            ops.backend(h).keep_top_k_(h, k)
-        few = replace(self, h=h, W_enc=ops.take_rows(self.W_enc, latents), b_enc=ops.take_rows(self.b_enc, latents))
-        return Subset(few._all().values.relu(), latents, self.h.shape[1])
+        ids = latents.nonzero().flatten()
+        few = replace(self, h=self.h.index_select(1, ids), W_enc=ops.take_rows(self.W_enc, ids), b_enc=ops.take_rows(self.b_enc, ids))
+        return Subset(few._all().values, ids, self.h.shape[1])
 
     def _all(self) -> Dense:
         return Dense(ops.Attach.apply(self.x, self.b_dec, self.W_enc, self.b_enc, self.centred, self.h))  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
+NAN = np.int32(0x7FC00000)
+"""The bits of a positive NaN: above those of every number."""
 WORD = 8
 """A comparison makes one byte, and eight bytes are looked at at a time: nearly all words are 0, for little of what is compared is chosen."""
 
@@ -129,28 +131,50 @@ def top_k(first, last, h, k, values, latents):
 
 
 @compiled
-def keep_top_k(first, last, h, k):
-    """Sets to 0, in place, what is not among the k largest positive numbers of its row (of equal ones: the first are kept)."""
+def keep_top_k(first, last, h, bits, k):
+    """Sets to 0, in place, what is not among the k largest positive numbers of its row (of equal ones: the first are kept). A NaN is the largest.
+
+    `bits` is h as int32: positive numbers are ordered like their bits, so that the k-th largest is found by halving, each time with a
+    count that has no branch.
+    """
     n = h.shape[1]
-    scratch = np.empty(n, h.dtype)
     for r in range(first, last):
-        row, m = h[r], 0
+        row, word = h[r], bits[r]
+        positive, nans, largest = np.int32(0), np.int32(0), np.int32(0)
         for j in range(n):
-            if not (row[j] <= 0):
-                scratch[m] = np.inf if math.isnan(row[j]) else row[j]
-                m += 1
-        kth, ties = h.dtype.type(0), 0
-        if m > k:
-            kth = _kth_largest(scratch, m, k)
-            ties = k
+            positive += np.int32(row[j] > 0)
+            nans += np.int32(row[j] != row[j])
+            largest = max(largest, word[j])
+        if nans > 0:
             for j in range(n):
-                ties -= not (row[j] <= kth)
-        for j in range(n):
-            if row[j] <= kth:
-                if row[j] == kth and ties > 0:
-                    ties -= 1
+                if row[j] != row[j]:
+                    word[j] = NAN
+            largest = NAN
+            positive += nans
+        low = np.int32(1)
+        if positive > k:
+            high = largest
+            while low < high:
+                middle = low + (high - low + 1) // 2
+                over = np.int32(0)
+                for j in range(n):
+                    over += np.int32(word[j] >= middle)
+                if over >= k:
+                    low = np.int32(middle)
+                    if over == k:
+                        break
                 else:
-                    row[j] = 0
+                    high = np.int32(middle - 1)
+        kept = np.int32(0)
+        for j in range(n):
+            kept += np.int32(word[j] >= low)
+            word[j] = word[j] if word[j] >= low else np.int32(0)
+        if kept > k:  # several are equal to the k-th largest
+            spare = kept - k
+            for j in range(n - 1, -1, -1):
+                if spare > 0 and word[j] == low:
+                    word[j] = 0
+                    spare -= 1
 
 
 @compiled

@@ -21,8 +21,8 @@ def top_k(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def keep_top_k_(h: Tensor, k: int) -> Tensor:
-    array = _array(h)
-    share(len(h), lambda first, last: compiled.keep_top_k(first, last, array, k))
+    arrays = _array(h), h.detach().view(torch.int32).numpy(), k
+    share(len(h), lambda first, last: compiled.keep_top_k(first, last, *arrays))
     return h
 
 

@@ -4,9 +4,12 @@ A fresh array of tens of MB costs several times what writing it costs: the syste
 use when nothing refers to it any more, not before.
 """
 
+import contextlib
 import functools
 import importlib.util
+import itertools
 import math
+import mmap
 import sys
 import threading
 from typing import Any
@@ -16,12 +19,27 @@ from torch import Tensor
 
 LARGE = 1 << 20
 """Bytes from which on memory is kept."""
-MOST = 6
-"""Arrays that are kept: pre-activations and two gradients, for the sizes of training and of validation."""
+MOST = 16
+"""Arrays that are kept: pre-activations, gradients, and what is as large as a batch, for the sizes of training and of validation."""
+PATIENCE = 64
+"""Calls after which an array that nobody asked for is given back: what calibration or another size of batch has left."""
 _IDLE = 2
-"""References to an array that nothing uses: the list's and that of the question."""
+"""References to an array that nothing uses: its entry's and that of the question."""
 
-_kept: list[Any] = []
+
+class _Kept:
+    """An array, and when it was last asked for."""
+
+    def __init__(self, array: Any, call: int):
+        self.array, self.call = array, call
+
+    @property
+    def is_idle(self) -> bool:
+        return sys.getrefcount(self.array) == _IDLE
+
+
+_kept: list[_Kept] = []
+_calls = itertools.count()
 _lock = threading.Lock()
 
 
@@ -44,14 +62,26 @@ def _has_numpy() -> bool:
 
 def _array(size: int) -> Any:
     """Idle memory of exactly that size, or new one; what has been idle longest makes room."""
-    idle = [i for i in range(len(_kept)) if sys.getrefcount(_kept[i]) == _IDLE]
-    for i in idle:
-        if _kept[i].nbytes == size:
-            _kept.append(_kept.pop(i))
-            return _kept[-1]
-    if len(_kept) >= MOST and idle:
-        del _kept[idle[0]]
-    array = torch.empty(size, dtype=torch.uint8).numpy()
+    call = next(_calls)
+    _kept.sort(key=lambda kept: kept.call)
+    for kept in [kept for kept in _kept if kept.is_idle]:
+        if kept.array.nbytes == size:
+            kept.call = call
+            return kept.array
+        if call - kept.call > PATIENCE or len(_kept) >= MOST:
+            _kept.remove(kept)
+    array = _new(size)
     if len(_kept) < MOST:
-        _kept.append(array)
+        _kept.append(_Kept(array, call))
     return array
+
+
+def _new(size: int) -> Any:
+    """Pages of its own, large ones where the system has them: they go back to the system, and never leave a hole in the heap."""
+    import numpy as np
+
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)

@@ -51,6 +51,17 @@ def _(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], W.shape[0])
 
 
+@torch.library.custom_op("sae_lightning::centred", mutates_args=())
+def centred(x: Tensor, b: Tensor) -> Tensor:
+    """x − b, off the tape."""
+    return torch.sub(x, b, out=memory.empty(tuple(x.shape), x))
+
+
+@centred.register_fake
+def _(x: Tensor, b: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("sae_lightning::top_k", mutates_args=())
 def top_k(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and latents [batch, k] of the k largest relu(h) of each row."""

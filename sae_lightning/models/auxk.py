@@ -37,9 +37,8 @@ class AuxK:
             return {"auxk": Term(residual.new_zeros(()), self.coefficient)}
         e = residual.detach()
         k = min(self.k or max(1, e.shape[1] // 2), dictionary.d_sae)
-        e_hat = h.top_k(k, among=dead).decode(dictionary.W_dec)
-        variance = mean_over_ranks(e.square().sum(1).mean()) - mean_over_ranks(e.mean(0)).square().sum()
-        share = (e_hat - e).square().sum(1).mean() / variance.clamp(min=1e-30)
+        variance = mean_over_ranks(torch.linalg.vector_norm(e, dim=1).square().mean()) - mean_over_ranks(e.mean(0)).square().sum()
+        share = h.unexplained(e, dictionary.W_dec, k, among=dead) / len(e) / variance.clamp(min=1e-30)
         return {"auxk": Term(share * (any_dead & (variance > 0)), self.coefficient)}
 
 

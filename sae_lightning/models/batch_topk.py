@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 from sae_lightning.models.batch_selection import EXPORT_ROWS, check_k, follow_, largest_of_batch, over_threshold, per_latent, threshold_for
@@ -39,8 +40,8 @@ class BatchTopK(SAE):
         h = self.dictionary.encode(x)
         f, sums = largest_of_batch(self.dictionary, h, self.k) if self.training else (over_threshold(self.dictionary, h, self.tau), {})
         y_hat = self.dictionary.decode(f, x)
-        e = y - y_hat
-        return Step(f, y_hat, {"reconstruction": Term(e.square().sum(1).mean()), **self.revival(self.dictionary, h, e)}, sums)
+        loss, e = squared_error(y, y_hat)
+        return Step(f, y_hat, {"reconstruction": Term(loss), **self.revival(self.dictionary, h, e)}, sums)
 
     def calibrate_(self, x: Tensor) -> None:
         self.tau.copy_(threshold_for(self.dictionary, x[:8192], float(self.k)))

@@ -9,6 +9,7 @@ from sae_lightning.data.batch import Shape
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.kernels import ops
+from sae_lightning.kernels.squares import row_norms
 from sae_lightning.latents import Latents, PreActivations
 
 
@@ -54,7 +55,7 @@ class Dictionary(nn.Module):
 
     def norms(self) -> Float[Tensor, " d_sae"]:
         """‖W_dec,j‖, summed over hook points."""
-        return torch.stack([part.norm(dim=1) for part in self.W_dec.split(self.shape.y, dim=1)]).sum(0)
+        return torch.stack([row_norms(part) for part in self.W_dec.split(self.shape.y, dim=1)]).sum(0)
 
     def selection_weight(self) -> Float[Tensor, " d_sae"] | None:
         """What the largest latents of a row or a batch are looked for by: f_j times this; None: by f_j itself.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.latents import Latents
 from sae_lightning.models.base import SAE, MakeDictionary, Step, Term
 
@@ -43,8 +44,8 @@ class Gated(SAE):
         y_hat = d.decode(f, x)
         l1 = gate.values if d.unit_norm else gate.values * gate.at(d.norms())
         losses = {
-            "reconstruction": Term((y - y_hat).square().sum(1).mean()),
-            "auxiliary": Term((y - self._by_gate(gate, x)).square().sum(1).mean()),
+            "reconstruction": Term(squared_error(y, y_hat)[0]),
+            "auxiliary": Term(squared_error(y, self._by_gate(gate, x))[0]),
             "sparsity": Term(l1.sum() / len(x), self.sparsity),
         }
         return Step(f, y_hat, losses)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.latents import Latents
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
@@ -73,9 +74,9 @@ class JumpReLU(SAE):
         theta = near.at(self.threshold)
         f = near.with_values(jump_relu(near.values, theta, self.width))
         y_hat = self.dictionary.decode(f, x)
-        e = y - y_hat
+        loss, e = squared_error(y, y_hat)
         weight = self.sparsity * risen(self.steps_done, self.warmup_steps)
-        losses = {"reconstruction": Term(e.square().sum(1).mean()), "sparsity": Term(self._penalty(near, f, theta, len(x)), weight)}
+        losses = {"reconstruction": Term(loss), "sparsity": Term(self._penalty(near, f, theta, len(x)), weight)}
         losses |= dead_thresholds(self.dictionary, h, self.threshold, self.threshold_revival)
         return Step(f, y_hat, losses | dict(self.revival(self.dictionary, h, e)))
 

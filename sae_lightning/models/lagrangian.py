@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 from sae_lightning.models.calibration import calibrated_thresholds
@@ -55,8 +56,8 @@ class Lagrangian(SAE):
         h = self.dictionary.encode(x)
         f, v = constrained(h, self.threshold, self.width, self.target_l0, self.inequality)
         y_hat = self.dictionary.decode(f, x)
-        e = y - y_hat
-        losses = {"reconstruction": Term(e.square().sum(1).mean()), **constraint_terms(v, self.dual, self.rho)}
+        loss, e = squared_error(y, y_hat)
+        losses = {"reconstruction": Term(loss), **constraint_terms(v, self.dual, self.rho)}
         losses |= dead_thresholds(self.dictionary, h, self.threshold, self.threshold_revival)
         return Step(f, y_hat, losses | dict(self.revival(self.dictionary, h, e)))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.models.base import SAE, MakeDictionary, Step, Term
 
 CHANGES = 10
@@ -64,7 +65,7 @@ class PAnneal(SAE):
         y_hat = self.dictionary.decode(f, x)
         sizes = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
         now = _powers(sizes, self.p)
-        losses = {"reconstruction": Term((y - y_hat).square().sum(1).mean()), "sparsity": Term(now / len(x), self.sparsity)}
+        losses = {"reconstruction": Term(squared_error(y, y_hat)[0]), "sparsity": Term(now / len(x), self.sparsity)}
         with torch.no_grad():
             sums = {"penalties": torch.stack([now, _powers(sizes, self.following)])}
         return Step(f, y_hat, losses, sums)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 
@@ -44,10 +45,11 @@ class ReLU(SAE):
         h = self.dictionary.encode(x)
         f = h.above(0.0)
         f = f.with_values(f.values.relu())
+        used = f.sum_per_latent()
+        l1 = (used if self.dictionary.unit_norm else used * self.dictionary.norms()).sum() / len(x)
         y_hat = self.dictionary.decode(f, x)
-        l1 = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
-        e = y - y_hat
-        losses = {"reconstruction": Term(e.square().sum(1).mean()), "sparsity": Term(l1.sum() / len(x), self.penalty_weight)}
+        loss, e = squared_error(y, y_hat)
+        losses = {"reconstruction": Term(loss), "sparsity": Term(l1, self.penalty_weight)}
         return Step(f, y_hat, losses | dict(self.revival(self.dictionary, h, e)))
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 
@@ -27,8 +28,8 @@ class TopK(SAE):
         h = self.dictionary.encode(x)
         f = h.top_k(self.k, weight=self.dictionary.selection_weight())
         y_hat = self.dictionary.decode(f, x)
-        e = y - y_hat
-        return Step(f, y_hat, {"reconstruction": Term(e.square().sum(1).mean()), **self.revival(self.dictionary, h, e)})
+        loss, e = squared_error(y, y_hat)
+        return Step(f, y_hat, {"reconstruction": Term(loss), **self.revival(self.dictionary, h, e)})
 
     def to_inference(self) -> InferenceSAE:
         return self.dictionary.to_inference(k=self.k)

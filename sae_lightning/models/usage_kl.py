@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.latents import Latents
 from sae_lightning.models.base import SAE, MakeDictionary, Step, Term
 from sae_lightning.models.ramp import risen
@@ -75,7 +76,7 @@ class UsageKL(SAE):
         y_hat = self.dictionary.decode(f, x)
         l1 = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
         losses = {
-            "reconstruction": Term((y - y_hat).square().sum(1).mean()),
+            "reconstruction": Term(squared_error(y, y_hat)[0]),
             "sparsity": Term(l1.sum() / len(x), self.sparsity * risen(self.steps_done, self.warmup_steps)),
             "usage": Term(self._divergence(near, len(x)), self._kappa_now()),
         }

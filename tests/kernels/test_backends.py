@@ -190,3 +190,18 @@ def test_a_batch_without_one_entry_has_zero_gradients() -> None:
     sae.step(x, x).loss.backward()
     assert_close(sae.dictionary.W_dec.grad, torch.zeros_like(sae.dictionary.W_dec))
     assert_close(sae.dictionary.W_enc.grad, torch.zeros_like(sae.dictionary.W_enc))
+
+
+@pytest.mark.parametrize(("rows", "k", "bf16"), [(8, 3, False), (2500, 3, False), (2500, 9, False), (8, 9, True)])
+def test_a_residual_explained_in_blocks_is_explained_as_a_whole(rows: int, k: int, bf16: bool) -> None:
+    """More rows than a block, more latents asked for than there are, and pre-activations in half precision."""
+    g = torch.Generator().manual_seed(0)
+    made_of = [torch.randn(size, generator=g).requires_grad_() for size in ((20, 4), (20,), (20, 5), (4,))]
+    W, b, W_dec, c = made_of
+    x, e, dead = torch.randn(rows, 4, generator=g), torch.randn(rows, 5, generator=g), torch.arange(20) % 3 == 0
+    found = []
+    for sparse in (None, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            total = PreActivations.of(x, W, b, sparse, c).unexplained(e, W_dec, k, dead)
+        found.append([total, *torch.autograd.grad(total, made_of)])
+    assert_close(found[0], found[1], rtol=1e-4, atol=1e-4 * float(found[1][0].detach()) / rows)
