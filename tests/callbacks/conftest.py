@@ -36,6 +36,7 @@ def small_run(tmp_path):
         sae=None,
         dead_after=None,
         accumulate=1,
+        lr=1e-3,
         data=None,
         **settings,
     ):
@@ -43,7 +44,7 @@ def small_run(tmp_path):
         data = data or SyntheticDataModule(d=16, n_directions=32, l0=2.0, batch_size=32, rows_held_out=128)
         sae = sae or TopK(partial(Dictionary, data.shape, d_sae=48, dead_after=dead_after), k=4)
         metrics = MetricCollection([ReconstructionError(), Sparsity(), Dead()])
-        module = SAEModule(sae, partial(torch.optim.Adam, lr=1e-3), metrics)
+        module = SAEModule(sae, partial(torch.optim.Adam, lr=lr), metrics)
         defaults: dict = {"devices": 1, "val_check_interval": 10, "check_val_every_n_epoch": None, "log_every_n_steps": 5}
         trainer = L.Trainer(
             max_steps=steps, callbacks=list(callbacks), logger=list(loggers), default_root_dir=folder, plugins=[AtomicCheckpointIO()],
