@@ -10,12 +10,12 @@ KNOBS: dict[str, list[float]] = {"k": [2, 4, 8], "target_l0": [2.0, 4.0, 8.0], "
 """Parameters that say how sparse an SAE is, from sparse to dense, for rows of width 16 with 3 active directions."""
 
 
-def settings(model: str) -> Any:
-    """Its parameters, those of its own groups (model/revival) included."""
+def settings(model: str, *words: str) -> Any:
+    """Its parameters, those of its own groups (model/revival) included, after these words of a command."""
     from sae_lightning.run.check import OF_BUILD
     from sae_lightning.run.composer import Composer
 
-    node = Composer(CONF.parent, "train").compose([f"model={model}"]).model
+    node = Composer(CONF.parent, "train").compose([f"model={model}", *words]).model
     kept = OmegaConf.to_container(node, resolve=True)
     assert isinstance(kept, dict)
     return OmegaConf.create({key: value for key, value in kept.items() if f"model.{key}" not in OF_BUILD})

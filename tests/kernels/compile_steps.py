@@ -22,11 +22,12 @@ from tests.architectures import KNOBS, knob
 D, LATENTS, BATCH = 16, 64, 48
 
 
-def run(name: str, backend: str, bf16: bool) -> dict[str, object]:
+def run(command: str, backend: str, bf16: bool) -> dict[str, object]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)
-    settings = architectures.settings(name)
+    name, *words = command.split()
+    settings = architectures.settings(name, *words)
     settings[knob(name)] = KNOBS[knob(name)][1]
     dictionary = functools.partial(Dictionary, Shape((D,), (D,)), d_sae=LATENTS, dead_after=100)
     sae = hydra.utils.instantiate(settings)(dictionary)
@@ -57,7 +58,7 @@ def run(name: str, backend: str, bf16: bool) -> dict[str, object]:
         worst = max(worst, float((moved - wanted).abs() / wanted.abs()))
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     moved = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    return {"name": name, "after_3": graphs[2], "at_the_end": graphs[-1], "moved": moved, "breaks": breaks, "worst": worst}
+    return {"name": command, "after_3": graphs[2], "at_the_end": graphs[-1], "moved": moved, "breaks": breaks, "worst": worst}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,16 @@ def test_every_architecture_is_one_graph_and_is_traced_once(precision: str, tole
         assert found["worst"] < tolerance, found
 
 
+# Slow: as above.
+@pytest.mark.slow
+def test_what_revives_is_part_of_the_graph() -> None:
+    words = "topk model/revival=ghost_grads", "jumprelu model/revival=ghost_grads model.threshold_revival=0.1"
+    for found in compiled("aot_eager", "fp32", *words):
+        assert found["breaks"] == 0, found
+        assert found["after_3"] == found["at_the_end"] == 1, found
+        assert found["worst"] < 1e-5, found
+
+
 # Slow: the compiler builds C++ kernels.
 @pytest.mark.slow
 def test_generated_code_takes_any_number_of_entries() -> None:
