@@ -3,6 +3,7 @@
     python -m benchmarks.quality                                                   # synthetic rows: known directions
     python -m benchmarks.quality --stories MODEL_FOLDER TEXT_FILE                  # also the rows of a small transformer on stories
     python -m benchmarks.quality --seeds 5                                         # five seeds of what other libraries have too
+    python -m benchmarks.quality --seeds 5 --peers                                 # other libraries beside them: needs `make peers`
     python -m benchmarks.quality --models topk,relu --steps 300                    # a look
 
 Learning rates are tuned over one grid for each, at the first L0 of each kind of rows, on validation rows; every other L0 and seed takes
@@ -25,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from benchmarks.quality import peers
 from benchmarks.quality.picture import draw
 from benchmarks.quality.plan import Job, Settings, architectures, plan, settings_of
 from benchmarks.quality.report import chosen, costs, paired, tables
@@ -49,15 +51,18 @@ def read(argv: Sequence[str]) -> Settings:
     parser.add_argument("--stories-steps", type=int, default=1000)
     parser.add_argument("--lr", type=lambda text: tuple(map(float, _words(text))), default=(1e-3, 3e-3), help="the grid")
     parser.add_argument("--seeds", type=int, default=1, help="of architectures that other libraries have, at the first L0")
+    parser.add_argument("--peers", action="store_true", help="other libraries' own trainers on the same rows: needs `make peers`")
     parser.add_argument("--words", default="", help="more words for every training, as train.py takes them")
     chosen = parser.parse_args(argv)
+    if chosen.peers:
+        peers.check()
     models = chosen.models or tuple(architectures())
     for model in models:
         settings_of(model)
     l0 = {"synthetic": chosen.l0, "stories": chosen.stories_l0}
     steps = {"synthetic": chosen.steps, "stories": chosen.stories_steps}
     stories = None if chosen.stories is None else (chosen.stories[0], chosen.stories[1])
-    return Settings(chosen.out, models, l0, steps, chosen.lr, chosen.seeds, stories, tuple(chosen.words.split()))
+    return Settings(chosen.out, models, l0, steps, chosen.lr, chosen.seeds, stories, tuple(chosen.words.split()), chosen.peers)
 
 
 def _words(text: str) -> tuple[str, ...]:

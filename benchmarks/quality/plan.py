@@ -1,5 +1,6 @@
 """What is trained: every architecture and null model of conf/model, in the order in which a benchmark cut short is missed least."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from benchmarks.quality.peers import HAVE
 from benchmarks.quality.search import Known
 from sae_lightning.errors import InputError
 
@@ -33,6 +35,11 @@ class Settings(NamedTuple):
     seeds: int = 1
     stories: tuple[Path, Path] | None = None
     words: tuple[str, ...] = ()
+    peers: bool = False
+
+    def libraries(self, model: str) -> list[str]:
+        """Other libraries that train this architecture too, if they were asked for."""
+        return [library for library, models in HAVE.items() if self.peers and model in models]
 
     def of_rows(self, rows: str) -> list[str]:
         """The words of a command that say what is trained on."""
@@ -99,7 +106,7 @@ def plan(settings: Settings) -> list[Job]:
     first = {kind: list(_tuned(settings, kind)) for kind in kinds}
     jobs = [job for kind in kinds for job in first[kind]]
     for kind in kinds:
-        before = {model: tuple(job for job in first[kind] if job.model == model) for model in settings.models}
+        before = {model: tuple(job for job in first[kind] if (job.library, job.model) == (OURS, model)) for model in settings.models}
         for l0 in settings.l0[kind][1:]:
             for model in settings.models:
                 job = Job(kind, l0, OURS, model, 0.0 if is_null(model) else None, 0, settings.steps[kind], before[model])
@@ -109,8 +116,9 @@ def plan(settings: Settings) -> list[Job]:
     l0, steps = settings.l0["synthetic"][0], settings.steps["synthetic"]
     for seed in range(1, settings.seeds):
         for model in trained:
-            needs = tuple(job for job in first["synthetic"] if job.model == model)
-            jobs.append(Job("synthetic", l0, OURS, model, None, seed, steps, needs))
+            for library in (OURS, *settings.libraries(model)):
+                needs = tuple(job for job in first["synthetic"] if (job.library, job.model) == (library, model))
+                jobs.append(Job("synthetic", l0, library, model, None, seed, steps, needs))
     return jobs
 
 
@@ -122,6 +130,9 @@ def _tuned(settings: Settings, rows: str) -> Iterator[Job]:
             job = Job(rows, settings.l0[rows][0], OURS, model, lr, 0, settings.steps[rows], before if knob(model) == KNOBS[-1] else ())
             before = (*before, job)
             yield job
+    for model in settings.models:
+        for library, lr in itertools.product(settings.libraries(model), settings.learning_rates):
+            yield Job(rows, settings.l0[rows][0], library, model, lr, 0, settings.steps[rows])
 
 
 def resolved(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job:

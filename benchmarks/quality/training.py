@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from benchmarks.quality import peers
 from benchmarks.quality.held_out import Halves, halves
-from benchmarks.quality.plan import KNOBS, ROOT, SCORES, TOLERANCE, Job, Settings, is_null, knob, settings_of
+from benchmarks.quality.plan import KNOBS, OURS, ROOT, SCORES, TOLERANCE, Job, Settings, is_null, knob, settings_of
 from benchmarks.quality.search import search
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.evaluation.run import Evaluation
@@ -99,8 +100,11 @@ class Bench:
         run.data.prepare_data()
         data = halves(run.data)
         started = time.perf_counter()
-        run.trainer.fit(run.module, data.validation)
-        seconds = time.perf_counter() - started
-        sae = load_sae(folder)
+        if job.library == OURS:
+            run.trainer.fit(run.module, data.validation)
+            seconds, sae = time.perf_counter() - started, load_sae(folder)
+        else:
+            d_sae = run.module.sae.dictionary.d_sae
+            sae, seconds = peers.train(job.library, job.model, run.data, d_sae, job.l0, job.lr or 0.0, job.seed, job.steps, folder)
         validation = build_evaluations(cfg)["reconstruction"](sae, data.validation)
         return Trained(sae, data, validation, seconds), validation["l0"]
