@@ -20,7 +20,7 @@ from sae_lightning.models.straight_through import heaviside, jump_relu
 from sae_lightning.models.threshold_revival import check_weight, dead_thresholds
 from sae_lightning.ranks import mean_over_ranks
 
-WEIGHTS = {"target": 1.0, "l0": 3e-3, "tanh": 3e-3}
+WEIGHTS = {"target": 3.0, "l0": 5e-3, "tanh": 0.02}
 """λ of each penalty where the user gives none; for rows of E‖x‖² = 1."""
 
 
