@@ -50,7 +50,7 @@ def test_the_same_architecture_starts_as_the_same_function(model: str, runs: dic
 def test_another_architecture_starts_from_the_same_pre_activations(of: str, to: str, runs: dict[str, Path], tmp_path: Path) -> None:
     run = train(f"{words(to)} model.init_from={runs[of]}/sae", tmp_path)
     x, old, new = rows(run), load_sae(runs[of]), run.module.inference()
-    h_old, h_new = ((x - sae.b_dec) @ sae.W_enc.T + sae.b_enc for sae in (old, new))
+    h_old, h_new = ((x - int(sae.subtract) * sae.b_dec) @ sae.W_enc.T + sae.b_enc for sae in (old, new))
     assert_close(h_new[:, :, None] * new.W_dec, h_old[:, :, None] * old.W_dec, rtol=1e-3, atol=1e-4)
     if run.module.sae.dictionary.unit_norm:
         assert_close(new.W_dec.norm(dim=1), torch.ones(64))
