@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lightning.kernels import ops
+from sae_lightning.kernels import dense, ops
 from sae_lightning.kernels.reference import ByLatent, Entries, sum_per_latent
 from sae_lightning.kernels.residual import unexplained
 
@@ -26,6 +26,10 @@ class Latents(abc.ABC):
     def with_values(self, values: Tensor) -> Self:
         """The same entries with other values."""
         return replace(self, values=values)  # type: ignore[type-var]
+
+    def relu(self) -> Self:
+        """The same entries, 0 in place of what is negative."""
+        return self.with_values(self.values.relu())
 
     @abc.abstractmethod
     def at(self, per_latent: Float[Tensor, " d_sae"]) -> Tensor:
@@ -64,20 +68,23 @@ class Latents(abc.ABC):
 class Dense(Latents):
     values: Float[Tensor, "batch d_sae"]
 
+    def relu(self) -> Self:
+        return self.with_values(dense.relu(self.values))
+
     def at(self, per_latent: Tensor) -> Tensor:
         return per_latent
 
     def decode(self, W_dec: Tensor) -> Tensor:
-        return self.values @ W_dec
+        return dense.product(self.values, W_dec)
 
     def decode_groups(self, W_dec: Tensor, ends: Sequence[int]) -> Tensor:
         return torch.stack([self.values[:, a:b] @ W_dec[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)], 1)
 
     def fires(self) -> Tensor:
-        return (self.values > 0).sum(0)
+        return dense.positive(self.values)[0]
 
     def l0_per_row(self) -> Tensor:
-        return (self.values > 0).sum(1)
+        return dense.positive(self.values)[1]
 
     def sum_per_latent(self) -> Tensor:
         return self.values.sum(0)
@@ -192,13 +199,13 @@ class PreActivations:
         """
         if among is not None:
             f = self._choose(*ops.top_k_among(self.h, k, among))
-            return f.with_values(f.values.relu())
+            return f.relu()
         values, latents = ops.top_k(self.h if weight is None else self.h * weight, k)
         if weight is not None:
             values = self.h.gather(1, latents) * (values > 0)
         rows = torch.arange(len(values), device=values.device)
         f = self._choose(values.flatten(), rows.repeat_interleave(k), latents.flatten(), rows * k)
-        return f.with_values(f.values.relu())
+        return f.relu()
 
     def top_k_of_batch(self, n: int | Int[Tensor, ""], weight: Float[Tensor, " d_sae"] | None = None) -> tuple[Latents, Float[Tensor, ""]]:
         """The n ≥ 1 largest positive h of the batch, over all ranks; and the smallest of them (0 where nothing is positive).

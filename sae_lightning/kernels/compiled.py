@@ -178,6 +178,17 @@ def keep_top_k(first, last, h, bits, k):
 
 
 @compiled
+def positive(first, last, values, per_column, per_row):
+    """Adds to `per_column` in which of the rows first:last a column is positive; `per_row` counts them in each row."""
+    for r in range(first, last):
+        row, count = values[r], np.int32(0)
+        for j in range(row.shape[0]):
+            count += np.int32(row[j] > 0)
+            per_column[j] += np.int32(row[j] > 0)
+        per_row[r] = count
+
+
+@compiled
 def _fill(values, latents, q, k):
     """The lowest latents that are not among latents[:q], with value 0."""
     i, candidate, chosen = q, 0, 0

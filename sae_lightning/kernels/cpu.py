@@ -26,6 +26,20 @@ def keep_top_k_(h: Tensor, k: int) -> Tensor:
     return h
 
 
+def positive(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Every part counts into columns of its own."""
+    per_row, array = torch.empty(len(values), dtype=torch.int64), _array(values)
+    parts: list[np.ndarray] = []
+
+    def count(first: int, last: int) -> None:
+        per_column = np.zeros(values.shape[1], np.int32)
+        compiled.positive(first, last, array, per_column, per_row.numpy())
+        parts.append(per_column)
+
+    share(len(values), count)
+    return torch.from_numpy(np.sum(parts, axis=0, dtype=np.int64)), per_row
+
+
 def above(h: Tensor, threshold: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Every part writes into a buffer that its thread keeps; with the sum of what they found each knows its place in the result."""
     per_row = torch.empty(len(h), dtype=torch.int64)

@@ -94,6 +94,17 @@ def products(a: Float[Tensor, "batch d"], W: Float[Tensor, "d_sae d"], entries: 
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, W, entries.latents, entries.offsets, entries.rows, 0)
 
 
+def positive(values: Float[Tensor, "batch n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " batch"]]:
+    """How many values of each column and of each row are positive. A block of rows at a time: a sum of booleans first makes integers of all of them."""
+    per_row = torch.empty(len(values), dtype=torch.int64, device=values.device)
+    per_column = torch.zeros(values.shape[1], dtype=torch.int64, device=values.device)
+    for first in range(0, len(values), 256):
+        is_positive = values[first : first + 256] > 0
+        per_column += is_positive.sum(0)
+        per_row[first : first + 256] = is_positive.sum(1)
+    return per_column, per_row
+
+
 def sum_per_latent(values: Tensor, latents: Int[Tensor, " n"], d_sae: int) -> Tensor:
     """Σ of the values of each latent."""
     return values.new_zeros(d_sae).index_add(0, latents, values)

@@ -40,13 +40,14 @@ class Gated(SAE):
         gate = d.encode(x).above(0.0)
         magnitude = gate.at(self.r_mag.exp()) * (gate.values - gate.at(d.b_enc)) + gate.at(self.b_mag)
         f = gate.with_values((gate.values > 0) * magnitude.relu())
-        gate = gate.with_values(gate.values.relu())
+        gate = gate.relu()
+        used = gate.sum_per_latent()
+        l1 = (used if d.unit_norm else used * d.norms()).sum()
         y_hat = d.decode(f, x)
-        l1 = gate.values if d.unit_norm else gate.values * gate.at(d.norms())
         losses = {
             "reconstruction": Term(squared_error(y, y_hat)[0]),
             "auxiliary": Term(squared_error(y, self._by_gate(gate, x))[0]),
-            "sparsity": Term(l1.sum() / len(x), self.sparsity),
+            "sparsity": Term(l1 / len(x), self.sparsity),
         }
         return Step(f, y_hat, losses)
 

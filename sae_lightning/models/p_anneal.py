@@ -60,8 +60,7 @@ class PAnneal(SAE):
         self.following.copy_(self._p_of(self._level_after(self.level)))
 
     def step(self, x: Tensor, y: Tensor) -> Step:
-        f = self.dictionary.encode(x).above(0.0)
-        f = f.with_values(f.values.relu())
+        f = self.dictionary.encode(x).above(0.0).relu()
         y_hat = self.dictionary.decode(f, x)
         sizes = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
         now = _powers(sizes, self.p)

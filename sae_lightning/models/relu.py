@@ -43,8 +43,7 @@ class ReLU(SAE):
 
     def step(self, x: Tensor, y: Tensor) -> Step:
         h = self.dictionary.encode(x)
-        f = h.above(0.0)
-        f = f.with_values(f.values.relu())
+        f = h.above(0.0).relu()
         used = f.sum_per_latent()
         l1 = (used if self.dictionary.unit_norm else used * self.dictionary.norms()).sum() / len(x)
         y_hat = self.dictionary.decode(f, x)

@@ -36,6 +36,15 @@ def test_the_same_values_are_the_largest(shape: tuple[int, int], density: float,
     assert all(len(set(row)) == k for row in latents.tolist()), "every latent once"
 
 
+@given(shapes, densities, st.integers(0, 100))
+def test_the_same_values_are_positive(shape: tuple[int, int], density: float, seed: int) -> None:
+    h = numbers(*shape, density, seed)
+    h[0, 0] = math.nan
+    wanted = (h > 0).sum(0), (h > 0).sum(1)
+    assert_close(cpu.positive(h), wanted)
+    assert_close(reference.positive(h.repeat(300, 1)), (300 * wanted[0], wanted[1].repeat(300)))
+
+
 @given(shapes, densities, st.integers(1, 40), st.booleans(), st.integers(0, 100))
 def test_what_is_kept_in_place_is_what_is_chosen(shape: tuple[int, int], density: float, k: int, ties: bool, seed: int) -> None:
     h, k = numbers(*shape, density, seed, ties), min(k, shape[1])
