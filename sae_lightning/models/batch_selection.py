@@ -60,6 +60,17 @@ def follow_(tau: Float[Tensor, ""], updates: Int[Tensor, ""], sums: Mapping[str,
 
 
 @torch.no_grad()
+def take_over_(tau: Float[Tensor, ""], dictionary: Dictionary, threshold: Float[Tensor, " d_sae"] | None) -> None:
+    """τ ← the one τ that the positive thresholds of another SAE mean; it stays as it is where they mean several, or there are none."""
+    if threshold is None:
+        return
+    weight = dictionary.selection_weight()
+    u = threshold if weight is None else threshold * weight
+    if 0 < float(u.max()) <= (1 + 1e-3) * float(u.min()):
+        tau.copy_(u.mean())
+
+
+@torch.no_grad()
 def threshold_for(dictionary: Dictionary, x: Float[Tensor, "rows d_in"], k: float) -> Float[Tensor, ""]:
     """τ so that on the rows x of this process k of the u of a row exceed it on average: between number k·rows and the next largest.
 

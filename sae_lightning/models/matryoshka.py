@@ -9,7 +9,16 @@ from torch import Tensor
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step
-from sae_lightning.models.batch_selection import EXPORT_ROWS, check_k, follow_, largest_of_batch, over_threshold, per_latent, threshold_for
+from sae_lightning.models.batch_selection import (
+    EXPORT_ROWS,
+    check_k,
+    follow_,
+    largest_of_batch,
+    over_threshold,
+    per_latent,
+    take_over_,
+    threshold_for,
+)
 from sae_lightning.models.prefixes import GROUPS, group_ends, prefix_losses
 
 
@@ -46,6 +55,9 @@ class Matryoshka(SAE):
 
     def calibrate_(self, x: Tensor) -> None:
         self.tau.copy_(threshold_for(self.dictionary, x[:8192], float(self.k)))
+
+    def after_start_(self, threshold: Float[Tensor, " d_sae"] | None) -> None:
+        take_over_(self.tau, self.dictionary, threshold)
 
     @torch.no_grad()
     def after_step_(self, sums: Mapping[str, Tensor]) -> None:

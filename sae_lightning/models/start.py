@@ -13,7 +13,9 @@ KINDS = {"one": "an autoencoder", "pair": "a transcoder", "stack": "a crosscoder
 
 
 def check_start(sae: SAE, start: InferenceSAE) -> None:
-    """Errors: InputError where `start` has another size than `sae`, or a part that it has not."""
+    """Errors: InputError where `start` has another size than `sae`, or a part that it has not, or `sae` is fitted without a training."""
+    if not any(parameter.requires_grad for parameter in sae.parameters()):
+        raise InputError(f"{sae.architecture} is fitted to the rows, whatever it starts from: leave model.init_from out")
     d = sae.dictionary
     found = (start.d_sae, start.W_enc.shape[1], start.W_dec.shape[1])
     wanted = (d.d_sae, d.shape.d_in, d.shape.d_out)
@@ -42,7 +44,7 @@ def start_from_(sae: SAE, start: InferenceSAE, x: Float[Tensor, "sample d_in"]) 
 
     Where the new dictionary keeps its decoder rows at norm 1, a latent's length moves into its encoder row; where it treats b_dec in
     another way, b_enc makes up for that: h · W_dec is the same function. Thresholds of one per latent, where both sides have them and
-    `start` uses them, are copied too, and are calibrated otherwise.
+    `start` uses them, are copied too, and are calibrated otherwise; so is one threshold for all latents where those of `start` are one.
     """
     d = sae.dictionary
     length = start.W_dec.norm(dim=1).clamp(min=1e-12) if d.unit_norm else torch.ones_like(start.b_enc)

@@ -39,6 +39,7 @@ def run_name(cfg: DictConfig) -> str:
     """<model>[-<dictionary>][-<sparsity>]-<F1024 or x8>-s<seed>, with what the configuration knows.
 
     `name` stands for all of it. F is the number of latents where it is known before the data is: from `dictionary.d_sae`, or from `data.d`.
+    Null models go without it: most of them have a size of their own.
     """
     name = _select(cfg, "name")
     if name is not None:
@@ -49,17 +50,22 @@ def run_name(cfg: DictConfig) -> str:
         parts.append(str(choices["dictionary"]))
     known = {mark: _select(cfg, f"model.{key}") for key, mark in SPARSITY.items()}
     parts += [f"{mark}{_short(value)}" for mark, value in known.items() if value is not None]
+    if not str(_select(cfg, "model._target_")).startswith("sae_lightning.models.null."):
+        parts += _size(cfg)
+    if _select(cfg, "seed") is not None:
+        parts.append(f"s{cfg.seed}")
+    return "-".join(part.replace("/", "_").replace("=", "_") for part in parts)
+
+
+def _size(cfg: DictConfig) -> list[str]:
+    """Of the dictionary, where anything is known of it."""
     d_sae, factor = _select(cfg, "dictionary.d_sae"), _select(cfg, "dictionary.expansion_factor")
     d = None if _select(cfg, "data.views") == "stack" else _select(cfg, "data.d")
     if d_sae is None and isinstance(d, int) and isinstance(factor, int | float):
         d_sae = round(factor * d)
     if d_sae is not None:
-        parts.append(f"F{d_sae}")
-    elif factor is not None:
-        parts.append(f"x{_short(factor)}")
-    if _select(cfg, "seed") is not None:
-        parts.append(f"s{cfg.seed}")
-    return "-".join(part.replace("/", "_").replace("=", "_") for part in parts)
+        return [f"F{d_sae}"]
+    return [] if factor is None else [f"x{_short(factor)}"]
 
 
 def run_id(environment: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from sae_lightning.data.batch import Shape
 from sae_lightning.errors import InputError
 from sae_lightning.kernels import ops
 from sae_lightning.models import batch_selection
-from sae_lightning.models.batch_selection import threshold_for
+from sae_lightning.models.batch_selection import per_latent, take_over_, threshold_for
 from sae_lightning.models.batch_topk import BatchTopK
 from sae_lightning.models.dictionary import Dictionary
 from tests.models.build import BATCH, gradients, rows
@@ -145,6 +145,22 @@ def test_latents_of_unequal_length_count_by_what_they_add() -> None:
     assert exported.threshold is not None
     assert_close(exported.encode(x).dense() > 0, u >= least)
     assert_close(exported.threshold * n, exported.threshold[0] * n[0].expand(128))
+
+
+def test_thresholds_of_another_sae_are_taken_over_where_they_mean_one() -> None:
+    sae, plain = BatchTopK(partial(TwoHooks, Shape((16,), (16,)), d_sae=128), 4.0), on_noise(4.0)
+    with torch.no_grad():
+        sae.dictionary.W_dec.mul_(torch.rand(128, 1) + 0.5)
+    one = torch.full((128,), 0.7)
+    for dictionary in (sae.dictionary, plain.dictionary):
+        tau = torch.tensor(9.0)
+        take_over_(tau, dictionary, per_latent(dictionary, torch.tensor(0.7)))
+        assert_close(tau, torch.tensor(0.7))
+    tau = torch.tensor(9.0)
+    for no_one in (None, torch.zeros(128), -one, one * torch.linspace(1, 1.1, 128)):
+        take_over_(tau, plain.dictionary, no_one)
+    take_over_(tau, sae.dictionary, one)  # one threshold of f is not one of what a latent adds
+    assert tau == 9
 
 
 def test_selection_knows_its_shapes_before_it_runs() -> None:

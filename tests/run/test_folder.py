@@ -23,6 +23,7 @@ def config(model: str, settings: dict, **more):
         (config("lagrangian", {"target_l0": 0.5}, dictionary={"d_sae": None, "expansion_factor": 8}), "lagrangian-L0_0.5-x8-s0"),
         (config("topk", {"k": 12}, dictionary={"d_sae": None, "expansion_factor": 8.0}, data={"d": 128}), "topk-k12-F1024-s0"),
         (config("relu", {"sparsity": 1e-3}, dictionary_name="transcoder"), "relu-transcoder-l1_0.001-s0"),
+        (config("pca", {"k": 5, "_target_": "sae_lightning.models.null.pca.PCA"}, dictionary={"d_sae": 1024}), "pca-k5-s0"),
         (config("topk", {"k": "${nowhere}"}, dictionary={"d_sae": "???", "expansion_factor": 2.5}), "topk-x2.5-s0"),
     ],
 )
