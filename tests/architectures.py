@@ -1,5 +1,6 @@
 """Every architecture in conf/model, and words that make a small run of it; nothing here names one of them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def settings(model: str, *words: str) -> Any:
     return OmegaConf.create({key: value for key, value in kept.items() if f"model.{key}" not in OF_BUILD})
 
 
+@cache
 def yaml(model: str) -> Any:
     """What its own file holds."""
     return OmegaConf.load(CONF / f"{model}.yaml")

@@ -17,6 +17,8 @@ from tests.runs import compose
 
 STEPS, WINDOW, VALIDATED, RESAMPLED = 24, 4, 6, 8
 """The length of a run, and every how many steps a shuffling window ends, a validation comes, dead latents are resampled."""
+CUTS = [RESAMPLED + 2, VALIDATED, WINDOW + 2, RESAMPLED, STEPS]
+"""Where a run is killed: after latents were resampled, at a validation, inside a shuffling window, at the resampling, at the end."""
 WORDS = (
     f"data=cached data.batch_size=32 data.pool_rows={32 * WINDOW} dictionary.expansion_factor=4 dictionary.dead_after=32 "
     f"trainer.max_steps={STEPS} trainer.val_check_interval={VALIDATED} trainer.log_every_n_steps=2 trainer.accelerator=cpu "
@@ -113,19 +115,32 @@ def whole(request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.
     return request.param, folder
 
 
-# Slow: for each architecture some twelve trainings of a second.
-@pytest.mark.slow
-@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.integers(1, STEPS))
-@example(cut=WINDOW + 2)  # inside a shuffling window
-@example(cut=VALIDATED)
-@example(cut=RESAMPLED)
-@example(cut=RESAMPLED + 2)
-@example(cut=STEPS)
-def test_a_run_that_was_killed_anywhere_is_the_uninterrupted_one(whole, store: Path, tmp_path: Path, cut: int) -> None:
+@pytest.fixture(scope="module")
+def uninterrupted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(words_of("lagrangian", store), folder)
+    return folder
+
+
+def test_a_killed_run_is_the_uninterrupted_one(whole, store: Path, tmp_path: Path) -> None:
+    """Of every architecture, each in another place that something special happens at; all of them with one architecture below."""
     name, folder = whole
-    killed_and_resumed(words_of(name, store), tmp_path / "run", cut)
+    killed_and_resumed(words_of(name, store), tmp_path / "run", CUTS[MODELS.index(name) % len(CUTS)])
     assert_same_runs(tmp_path / "run", folder)
+
+
+# Slow: some twenty trainings of a second.
+@pytest.mark.slow
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(1, STEPS))
+@example(cut=CUTS[0])
+@example(cut=CUTS[1])
+@example(cut=CUTS[2])
+@example(cut=CUTS[3])
+@example(cut=CUTS[4])
+def test_a_run_can_be_killed_anywhere(uninterrupted: Path, store: Path, tmp_path: Path, cut: int) -> None:
+    killed_and_resumed(words_of("lagrangian", store), tmp_path / "run", cut)
+    assert_same_runs(tmp_path / "run", uninterrupted)
 
 
 def test_steps_behind_the_last_checkpoint_are_done_again(whole, store: Path, tmp_path: Path) -> None:
@@ -145,13 +160,12 @@ def test_micro_batches_are_counted(store: Path, tmp_path: Path) -> None:
         assert_same_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def test_three_kills_are_like_one(store: Path, tmp_path: Path) -> None:
+def test_three_kills_are_like_one(uninterrupted: Path, store: Path, tmp_path: Path) -> None:
     words = words_of("lagrangian", store)
-    train(words, tmp_path / "whole")
     with pytest.raises(Killed):
         train(words, tmp_path / "run", kill_after=5)
     for cut in (6, 13):
         with pytest.raises(Killed):
             train(f"{words} resume={tmp_path / 'run'}", tmp_path / "run", kill_after=cut)
     train(f"{words} resume={tmp_path / 'run'}", tmp_path / "run")
-    assert_same_runs(tmp_path / "run", tmp_path / "whole")
+    assert_same_runs(tmp_path / "run", uninterrupted)
