@@ -78,7 +78,7 @@ class InferenceSAE(nn.Module):
     def rescaled(
         self, s_in: Float[Tensor, " d_in"], s_out: Float[Tensor, " d_out"], unit: Float[Tensor, ""] | None = None
     ) -> "InferenceSAE":
-        """The same function on rows s_in·x, giving s_out·ŷ and latents unit·f: from the space of training to raw space (definitions §1).
+        """The same function on rows s_in·x, giving s_out·ŷ and latents unit·f: from the space of training to raw space.
 
         `unit`: None is the scale of x, which must be one then. With one scale s for x, y and latents this is the usual folding: W_enc
         and W_dec stay, biases, θ and cap are multiplied by s.

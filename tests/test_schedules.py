@@ -45,7 +45,7 @@ def test_stretches_are_equally_long() -> None:
 
 
 def test_the_coefficient_of_splatnlp() -> None:
-    """6000 steps from 0.05 up to 1.5, then down in 30 000 and up again in as many (definitions §2.2), whatever the length of the run."""
+    """6000 steps from 0.05 up to 1.5, then down in 30 000 and up again in as many, as the splatnlp SAE does, whatever the length of the run."""
     kappa = Schedule(1.5, 0.05, "cosine", warmup=6000, floor=0.05, period=60_000)
     for t in (1, 3000, 6000, 10_000, 36_000, 50_000, 66_000, 100_000):
         wanted = 0.05 + 1.45 * (t / 6000 if t < 6000 else (1 + math.cos(2 * math.pi * (t - 6000) / 60_000)) / 2)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Health(L.Callback):
-    """Live numbers of an SAE with `threshold` θ [d_sae] and kernel `width` ε (definitions §2.1); nothing is done for any other.
+    """Live numbers of an SAE with `threshold` θ [d_sae] and kernel `width` ε (`lagrangian.Lagrangian`); nothing is done for any other.
 
         kernel_occupancy    rows per latent and optimizer step with |h − θ| < ε/2: what a threshold learns from
         threshold_at_0      share of θ at 0, which cannot fall further

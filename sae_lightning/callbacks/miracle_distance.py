@@ -14,7 +14,7 @@ FLOOR = 0.1
 
 
 class MiracleDistance(L.Callback):
-    """The distance of a validation from its targets: sqrt(Σ_k w_k r_k²), r_k = log(max(value_k / target_k, 0.1)); definitions §4.
+    """The distance of a validation from its targets: sqrt(Σ_k w_k r_k²), r_k = log(max(value_k / target_k, 0.1)).
 
     The values are `mse` (or `normalised_mse`), `l0` and `dead_pct`. Better than the target counts as 0 for the error and for the share
     of dead latents; `two_sided` counts it as a distance too. Logged as val/miracle_distance, on every rank, for checkpoints and sweeps.

@@ -14,7 +14,7 @@ from sae_lightning.module import SAEModule
 
 
 class Resample(L.Callback):
-    """Gives each dead latent a row of its own (definitions §3), now and then: in optimizer steps `steps`, or every `every_n_rows` rows.
+    """Gives each dead latent a row of its own, now and then: in optimizer steps `steps`, or every `every_n_rows` rows.
 
         rows drawn without replacement among `rows` training rows, with probability ∝ ‖e‖^power
         u = (x − b_dec)/‖x − b_dec‖,   W_dec,j ← u,   W_enc,j ← 0.2 · mean norm of living encoder rows · u  (or `encoder_norm` · u)

@@ -118,7 +118,7 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
 
 
 def scale_of(mean_square_norm: float, d: int, mode: str) -> float:
-    """What rows of width d are divided by: `unit` makes E‖x‖² = 1, `sqrt_d` makes it d, `none` leaves them (definitions §1)."""
+    """What rows of width d are divided by: `unit` makes E‖x‖² = 1, `sqrt_d` makes it d, `none` leaves them."""
     return {"unit": math.sqrt(mean_square_norm), "sqrt_d": math.sqrt(mean_square_norm / d), "none": 1.0}[mode]
 
 

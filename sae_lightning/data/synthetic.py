@@ -17,7 +17,7 @@ HELD_OUT, SAMPLED = 1 << 40, 1 << 41
 
 
 class SyntheticDataModule(RowsDataModule):
-    """Sparse non-negative sums of known unit directions, plus noise (definitions §4, "the reference synthetic rows").
+    """Sparse non-negative sums of known unit directions, plus noise.
 
     A row is the sum of Binomial(2·l0, ½) draws, each a direction with probability ∝ (rank + n/16)^−zipf and a magnitude
     |1 + 0.25·N(0,1)| (one drawn twice counts twice), and Gaussian noise of `noise` times the signal's standard deviation per dimension.

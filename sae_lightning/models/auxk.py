@@ -31,9 +31,7 @@ class AuxK:
     def __call__(self, dictionary: Dictionary, h: PreActivations, residual: Float[Tensor, "batch d_out"]) -> Mapping[str, Term]:
         dead = dictionary.dead
         any_dead = dead.any()
-        if (
-            not torch.compiler.is_compiling() and not dead.is_cuda and not any_dead
-        ):  # a question to the data: a GPU would have to be waited for
+        if not torch.compiler.is_compiling() and not dead.is_cuda and not any_dead:  # a GPU would have to be waited for
             return {"auxk": Term(residual.new_zeros(()), self.coefficient)}
         e = residual.detach()
         k = min(self.k or max(1, e.shape[1] // 2), dictionary.d_sae)

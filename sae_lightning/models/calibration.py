@@ -1,4 +1,4 @@
-"""Where thresholds start, and how wide the kernel is through which they learn (definitions §2.1)."""
+"""Where thresholds start, and how wide the kernel is through which they learn."""
 
 import math
 

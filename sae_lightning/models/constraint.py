@@ -1,4 +1,4 @@
-"""L0 as a constraint, held by dual ascent, for architectures with one learned threshold per latent (definitions: `lagrangian.Lagrangian`)."""
+"""L0 as a constraint, held by dual ascent, for architectures with one learned threshold per latent (equations: `lagrangian.Lagrangian`)."""
 
 from collections.abc import Mapping
 

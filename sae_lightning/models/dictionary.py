@@ -103,7 +103,7 @@ class Dictionary(nn.Module):
     def revive_(
         self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"], encoder_norm: float | None = None
     ) -> None:
-        """Points latents at directions of the data: encoder at x, decoder at y (definitions §3).
+        """Points latents at directions of the data: encoder at x, decoder at y.
 
         `encoder_norm`: of the new encoder rows; None: a fifth of the mean norm of the living ones (of 1 where none lives).
         """

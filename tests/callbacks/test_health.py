@@ -143,7 +143,7 @@ def test_it_is_among_the_default_callbacks_and_resumes_exactly(tmp_path: Path) -
 
 
 def test_the_dual_freezes_at_its_bound_and_leaves_it_at_once() -> None:
-    """No wind-up: after any time at the bound, one step of an L0 below the target moves it inward (definitions §2.1)."""
+    """No wind-up: after any time at the bound, one step of an L0 below the target moves it inward."""
     sae = Lagrangian(MAKE, 4.0, momentum=0.0, dual_rate=0.5)
     many, few = ({"fires": torch.full((48,), n), "rows": torch.tensor(12)} for n in (2, 0))  # L0 8, and 0
     for _ in range(10):

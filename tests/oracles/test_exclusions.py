@@ -1,4 +1,4 @@
-"""Where another library's terms are not an oracle (definitions §6): the definition, written out densely here and differentiated by
+"""Where another library's terms are not an oracle: the definition, written out densely here and differentiated by
 autograd in float64, is ours; and theirs is the definition with the one change that a test names."""
 
 from collections.abc import Callable
@@ -238,7 +238,7 @@ def test_l0_is_counted_on_what_stands_before_the_jump() -> None:
 
 
 def test_gradients_to_the_input_are_those_of_the_count_alone() -> None:
-    """`gradient_to_input` is of Step for us (definitions §2); SAELens lends h the gradient of the jump in f as well."""
+    """`gradient_to_input` is of the steps of L0 alone for us; SAELens lends h the gradient of the jump in f as well."""
     jump_relu_is(
         lambda d: JumpReLU(d, "l0", None, SPARSITY, gradient_to_input=True),
         lambda w, h, f: active(h, w["threshold"], to_input=True).sum(1).mean(),

@@ -2,7 +2,7 @@
 
 Reductions: ours, dictionary_learning's and SAELens' reconstruction loss are Σ over d, mean over rows; sparsify's is that over the mean
 variance of a row, Σ over d. The penalties of dictionary_learning are logged plain, those of SAELens times their coefficient.
-Where they are not comparable (definitions §6), test_exclusions.py shows who is right.
+Where they are not comparable, test_exclusions.py shows who is right.
 """
 
 from collections.abc import Callable, Mapping
