@@ -3,6 +3,7 @@
 VENV := .venv
 TORCH ?= torch
 TEST_ARGS ?=
+QUALITY_ARGS ?=
 
 # The first Python 3.11 to 3.13 on the PATH that can make a virtual environment.
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -14,7 +15,7 @@ HASH := $(shell { sed '/^\[tool\.pytest/,$$d' pyproject.toml; cat constraints.tx
 STAMP := $(VENV)/installed-$(HASH)
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench install peers oracles bench-peers help
+.PHONY: demo test lint bench install peers oracles bench-peers quality help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## train on synthetic rows and check that their true directions were found
@@ -43,6 +44,9 @@ oracles: $(STAMP) peers  ## the golden tensors anew from other libraries, and ou
 
 bench-peers: $(STAMP) peers  ## our training step and theirs in one run; writes the table of README.md and LOG.md
 	$(RUN) -m benchmarks.train_step --peers --write
+
+quality: $(STAMP)  ## every architecture and null model at the same L0; long, goes on where it stopped (QUALITY_ARGS="--seeds 5")
+	$(RUN) -m benchmarks.quality $(QUALITY_ARGS)
 
 .peers/%/installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv --clear .peers/$*
