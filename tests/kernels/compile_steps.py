@@ -58,10 +58,18 @@ def run(command: str, backend: str, bf16: bool) -> dict[str, object]:
         worst = max(worst, float((moved - wanted).abs() / wanted.abs()))
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     moved = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    return {"name": command, "after_3": graphs[2], "at_the_end": graphs[-1], "moved": moved, "breaks": breaks, "worst": worst}
+    return {
+        "name": f"{command}, {'bf16' if bf16 else 'fp32'}",
+        "after_3": graphs[2],
+        "at_the_end": graphs[-1],
+        "moved": moved,
+        "breaks": breaks,
+        "worst": worst,
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for model in sys.argv[3:]:
-        print(json.dumps(run(model, sys.argv[1], sys.argv[2] == "bf16")), flush=True)
+    for precision in sys.argv[2].split(","):
+        for model in sys.argv[3:]:
+            print(json.dumps(run(model, sys.argv[1], precision == "bf16")), flush=True)
