@@ -68,11 +68,12 @@ def measure(label: str, work: Work, names: list[str], steps: int, peers: Peers |
     return found
 
 
-def first(label: str, work: Work, name: str, steps: int) -> None:
-    """The first steps from initialisation, every step on rows of its own, the floor beside every tenth."""
+def first(label: str, work: Work, name: str, steps: int) -> float:
+    """A run of so many steps from initialisation, every step on rows of its own, the floor beside every tenth: the median by CPU time."""
     g = torch.Generator().manual_seed(2)
     directions = F.normalize(torch.randn(work.latents, work.d, generator=g), dim=1)
     step, floor = make(name, work, rows(work, g, directions), False), Floor(work)
+    step.sae.begin_(steps)
     taken, floors, l0 = [], [], []
     for i in range(steps):
         x = rows(work, g, directions)
@@ -84,6 +85,7 @@ def first(label: str, work: Work, name: str, steps: int) -> None:
     means = [statistics.mean(t[c] for t in taken) / statistics.mean(t[c] for t in floors) for c in (0, 1)]
     print(f"{label} {name:12s} first {steps} steps: median {ratios[0]:.2f} (CPU {ratios[1]:.2f}), mean {means[0]:.2f} (CPU {means[1]:.2f}); "
           f"density {l0[0]:.1%} at the start, {statistics.median(l0):.2%} in the middle, {l0[-1]:.2%} at the end", flush=True)  # fmt: skip
+    return ratios[1]
 
 
 def main() -> None:
@@ -91,7 +93,9 @@ def main() -> None:
     arguments.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))
     arguments.add_argument("--models", nargs="+", default=sorted({*trained(), f"topk{AUXK}"}), help="of conf/model; all of them")
     arguments.add_argument("--steps", type=int, default=11)
-    arguments.add_argument("--first", type=int, default=0, help="also this many steps from initialisation")
+    arguments.add_argument(
+        "--first", type=int, default=0, help="also this many steps from initialisation (2000 where the figures are kept)"
+    )
     arguments.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True, help="also F 4096 against 32768")
     arguments.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="also the peak of memory")
     arguments.add_argument("--threads", type=int, default=2)
@@ -109,24 +113,29 @@ def main() -> None:
     with Peers(LIBRARIES if chosen.peers else (), chosen.threads) as peers:
         found = [row for label in chosen.works for row in measure(label, WORKS[label], chosen.models, chosen.steps, peers)]
         versions = peers.versions()
+    found += [row for label in chosen.works for name in chosen.models for row in alone(label, name, chosen)]
     if chosen.write:
         table.keep(found, versions, chosen.threads, chosen.steps)
         table.update()
-    alone(chosen)
+    if chosen.scaling:
+        scaling()
 
 
-def alone(chosen: argparse.Namespace) -> None:
-    """What is measured for our own sake: memory, the first steps, the cost of a latent."""
-    for label in chosen.works:
-        for name in chosen.models if chosen.memory else ():
-            units = peak(name, WORKS[label])
-            print(
-                f"{label} {name:20s} peak memory {units:.2f} of parameters, gradients, Adam's state and one [batch, F] matrix", flush=True
-            )
-        for name in (m for m in chosen.models if chosen.first and not m.endswith(AUXK)):
-            first(label, WORKS[label], name, chosen.first)
-    if not chosen.scaling:
-        return
+def alone(label: str, name: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is measured for our own side only: memory and the first steps."""
+    key = {"work": label, "name": name, "side": "ours"}
+    found: list[dict[str, Any]] = []
+    if chosen.memory:
+        units = peak(name, WORKS[label])
+        print(f"{label} {name:20s} peak memory {units:.2f} of parameters, gradients, Adam's state and one [batch, F] matrix", flush=True)
+        found.append(key | {"memory": units})
+    if chosen.first and not name.endswith(AUXK):
+        found.append(key | {"first": first(label, WORKS[label], name, chosen.first)})
+    return found
+
+
+def scaling() -> None:
+    """What a latent costs in a small dictionary and in a large one."""
     small, large = (measure(f"F {n}", Work(512, n, 2048), ["topk", "lagrangian"], 5) for n in (4096, 32768))
     for a, b in zip(small, large, strict=True):
         print(f"{a['name']}: F 4096 → 32768, a latent costs {b['ms'] / a['ms'] / 8:.2f} × as much, ratio {a['wall']:.2f} → {b['wall']:.2f}")

@@ -16,6 +16,7 @@ from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels import memory
 from sae_lightning.kernels.graph import compiled_step
 from sae_lightning.models.base import SAE, Step
 from sae_lightning.models.start import start_from_
@@ -84,6 +85,8 @@ class SAEModule(L.LightningModule):
             start_from_(self.sae, start.to(self.device).rescaled(1 / self.s_in, 1 / self.s_out, 1 / self.unit), x)
         if not self.start:
             self.sae.calibrate_(x)
+        del sample, x, y
+        memory.give_back()
 
     def _begin(self) -> None:
         """Tells everything how long the run is."""

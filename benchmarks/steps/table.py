@@ -16,9 +16,12 @@ TITLES = {
     "ours": "ours", "sae_lens": "SAELens", "sae_lens, sparse": "SAELens, sparse mode", "dictionary_learning": "dictionary_learning",
     "sparsify": "sparsify", "overcomplete": "overcomplete",
 }  # fmt: skip
+OWN = {"first": "ours, the first 2000 steps", "memory": "ours, peak memory"}
+"""Further figures of our own side. Memory is in units of parameters, gradients, Adam's state and one [batch, F] matrix."""
 
 
 def keep(rows: list[dict[str, Any]], versions: dict[str, str], threads: int, steps: int) -> None:
+    """Puts figures in the place of those of the same work, architecture and side; others stay."""
     about = {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -29,23 +32,39 @@ def keep(rows: list[dict[str, Any]], versions: dict[str, str], threads: int, ste
     }
     RESULTS.parent.mkdir(exist_ok=True)
     rounded = [{key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
-    RESULTS.write_text(json.dumps({"about": about, "versions": versions, "rows": rounded}, indent=1) + "\n")
+    before = kept() if RESULTS.exists() else {"versions": {}, "rows": []}
+    merged = {_key(row): row for row in before["rows"]}
+    for row in rounded:
+        merged[_key(row)] = merged.get(_key(row), {}) | row
+    figures = {"about": about, "versions": before["versions"] | versions, "rows": [merged[key] for key in sorted(merged)]}
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["name"], row["work"], row["side"]
 
 
 def markdown(kept: dict[str, Any]) -> str:
     """A line for each architecture, a column for each library; `A / B` in a cell, works that were not measured left out."""
     cells = {(row["name"], row["side"], row["work"]): row for row in kept["rows"]}
-    names, works = list(dict.fromkeys(row["name"] for row in kept["rows"])), list(dict.fromkeys(row["work"] for row in kept["rows"]))
+    names, works = sorted({row["name"] for row in kept["rows"]}), sorted({row["work"] for row in kept["rows"]})
     sides = [side for side in TITLES if any(row["side"] == side for row in kept["rows"])]
 
-    def cell(name: str, side: str) -> str:
-        found = [f"{cells[name, side, work]['cpu']:.2f}" for work in works if (name, side, work) in cells]
-        return " / ".join(found) or "–"
+    def cell(name: str, side: str, figure: str = "cpu") -> str:
+        found = [cells.get((name, side, work), {}).get(figure) for work in works]
+        return " / ".join("–" if value is None else f"{value:.2f}" for value in found) if any(found) else "–"
 
     about, versions = kept["about"], kept["versions"]
     titles = [TITLES[side] + (f" {versions[side]}" if side in versions else "") for side in sides]
-    lines = [f"| CPU time of a step, {' / '.join(works)} | {' | '.join(titles)} |", "|---" * (len(sides) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cell(name, side) for side in sides)} |" for name in names]
+    own = {figure: title for figure, title in OWN.items() if any(figure in row for row in kept["rows"])}
+    lines = [
+        f"| CPU time of a step, {' / '.join(works)} | {' | '.join([*titles, *own.values()])} |",
+        "|---" * (len(sides) + len(own) + 1) + "|",
+    ]
+    lines += [
+        f"| {name} | {' | '.join([*(cell(name, side) for side in sides), *(cell(name, 'ours', figure) for figure in own)])} |"
+        for name in names
+    ]
     return "\n".join(lines) + "\n\n" + (
         f"In units of the dense floor; medians of {about['steps']} steps, sides taking turns, {about['threads']} of {about['cores']} cores "
         f"({about['cpu']}), torch {about['torch']}, Python {about['python']}; each library's own trainer.\n"

@@ -5,6 +5,7 @@ use when nothing refers to it any more, not before.
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import itertools
@@ -85,3 +86,11 @@ def _new(size: int) -> Any:
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8)
+
+
+def give_back() -> None:
+    """Hands memory that is idle back to the system, as after a calibration, whose arrays are of sizes that do not come again."""
+    with _lock:
+        _kept[:] = [kept for kept in _kept if not kept.is_idle]
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)

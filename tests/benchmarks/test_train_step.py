@@ -41,9 +41,10 @@ def test_a_cell_holds_the_works_in_order_and_a_dash_where_a_library_has_nothing(
         "versions": {"sparsify": "1.3.3"},
         "rows": [{"name": name, "side": side, "work": work, "cpu": cpu} for name, side, work, cpu in figures],
     }
+    kept["rows"][0]["memory"] = 1.25
     lines = table.markdown(kept).splitlines()
-    assert lines[0] == "| CPU time of a step, A / B | ours | sparsify 1.3.3 |"
-    assert lines[2:4] == ["| topk | 0.27 / 0.24 | 0.74 / 0.46 |", "| p_anneal | 0.30 | – |"]
+    assert lines[0] == "| CPU time of a step, A / B | ours | sparsify 1.3.3 | ours, peak memory |"
+    assert lines[2:4] == ["| p_anneal | 0.30 / – | – | – |", "| topk | 0.27 / 0.24 | 0.74 / 0.46 | 1.25 / – |"]
 
 
 def test_peers_have_pins_with_the_torch_that_ours_are_tested_with() -> None:
