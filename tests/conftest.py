@@ -4,7 +4,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -37,6 +39,14 @@ os.environ.setdefault("SAE_LIGHTNING_TEST_CACHE", os.path.join(_SHARED, "transfo
 # Ranks of a surrounding job would make every Trainer of this suite one of them.
 for _name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
     del os.environ[_name]
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without checks of types and shapes, which are half of a small step: for long trainings whose calls short ones have had checked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.hookimpl(wrapper=True)

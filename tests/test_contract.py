@@ -72,6 +72,7 @@ def test_in_evaluation_a_row_is_on_its_own(trained) -> None:
     assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_knob_moves_l0_the_right_way(trained, tmp_path: Path) -> None:
     name, _ = trained
     parameter = knob(name)

@@ -278,6 +278,7 @@ def test_two_ranks_are_one_process(gpt2: str, tmp_path: Path) -> None:
 
 # Slow: fetches a transformer with trained weights, lets it write text, and trains three times.
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_the_transformer_loses_less_than_after_as_many_steps_without_it(tmp_path: Path) -> None:
     """A trained SAE, fine-tuned for 60 steps, against the same SAE after 60 more steps on reconstruction alone."""
     from sae_lightning.evaluation.downstream import Downstream

@@ -14,6 +14,7 @@ from sae_lightning.metrics.sparsity import Sparsity
 from sae_lightning.module import SAEModule
 from tests.runs import compose
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 REFERENCE = "data.d=128 data.n_directions=512 data.l0=10 data.batch_size=1024 dictionary.d_sae=1024 dictionary.expansion_factor=null optimizer.lr=3e-3"
 """The small reference rows of the field's comparison, on which other libraries were measured."""
 DEMO_STORE = f"data=sampled_text data.max_tokens=100_000 data.batch_size=512 optimizer.lr=3e-3 data.transformer.cache={os.environ['SAE_LIGHTNING_TEST_CACHE']}"

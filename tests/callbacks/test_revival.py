@@ -17,6 +17,7 @@ from sae_lightning.models.ghost_grads import GhostGrads
 from sae_lightning.models.topk import TopK
 from sae_lightning.module import SAEModule
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 LATENTS, BATCH = 100, 128
 WINDOW = 20 * BATCH
 KILLED = torch.arange(0, LATENTS, 10)

@@ -55,6 +55,7 @@ def test_a_run_ends_in_scores_and_an_sae_that_loads(kind: str, tmp_path: Path) -
 
 # Slow: two short trainings of every architecture.
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("model", MODELS)
 def test_the_knob_moves_l0_the_right_way(model: str, tmp_path: Path) -> None:
     """Of every second architecture as a transcoder, of the others as a crosscoder."""

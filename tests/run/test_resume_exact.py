@@ -15,6 +15,7 @@ from tests.architectures import MODELS, fitting, knob
 from tests.data.tiny import harvest
 from tests.runs import compose
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 STEPS, WINDOW, VALIDATED, RESAMPLED = 24, 4, 6, 8
 """The length of a run, and every how many steps a shuffling window ends, a validation comes, dead latents are resampled."""
 CUTS = [RESAMPLED + 2, VALIDATED, WINDOW + 2, RESAMPLED, STEPS]
