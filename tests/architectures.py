@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
-KNOBS: dict[str, list[float]] = {"k": [2, 4, 8], "target_l0": [2.0, 4.0, 8.0], "sparsity": [0.3, 0.1, 0.03]}
+KNOBS: dict[str, list[float]] = {"k": [2, 4, 8, 12], "target_l0": [2.0, 4.0, 8.0, 12.0], "sparsity": [0.3, 0.1, 0.03, 0.01]}
 """Parameters that say how sparse an SAE is, from sparse to dense, for rows of width 16 with 3 active directions."""
 
 
