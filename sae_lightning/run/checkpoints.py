@@ -25,22 +25,22 @@ def newest(folder: Path) -> Point | None:
     Says which ones cannot be read. Errors: InputError where there are some, and none can be read.
     """
     paths = _candidates(folder)
-    unreadable: list[str] = []
+    unreadable: dict[Path, str] = {}
     found: list[Point] = []
     for path in paths:
         try:
             found.append(Point(path, step_of(path)))
         except InputError as error:
-            unreadable.append(str(error))
+            unreadable[path] = str(error)
     for point in sorted(found, key=lambda point: point.step, reverse=True):
         if damage := damage_of(point.path):
-            unreadable.append(f"{point.path} cannot be read ({damage})")
+            unreadable[point.path] = f"{point.path} cannot be read ({damage})"
             continue
-        for problem in unreadable:
+        for problem in unreadable.values():
             log.warning("%s: going on from %s, step %d", problem, point.path.name, point.step)
         return point
     if paths:
-        raise _none_left(folder, unreadable)
+        raise _none_left(folder, [unreadable[path] for path in paths])
     return None
 
 
