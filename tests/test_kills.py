@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.files import remove_leftovers
 from sae_lightning.run.checkpoints import newest
 from tests.data.tiny import RandomText, files, harvest
 from tests.forks import command, forks, start
+from tests.run.test_resume_exact import assert_same
 from tests.runs import fit
 from tests.transformers.tiny_gpt2 import SENTENCES, save_tiny_gpt2
 
@@ -124,7 +124,7 @@ def test_a_training(tmp_path: Path) -> None:
     ended, expected = list((tmp_path / "killed").iterdir()), state(tmp_path / "whole")
     for folder in ended:
         assert results(folder) == results(tmp_path / "whole")
-        assert_close(state(folder), expected, rtol=0, atol=0)
+        assert_same(state(folder), expected)
         assert not list(folder.rglob("*.tmp"))
     show(f"training ({len(ended)} runs, each bitwise the uninterrupted one)", left)
 
