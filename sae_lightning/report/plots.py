@@ -23,7 +23,7 @@ def density(values: Float[Tensor, " d_sae"], title: str = "how often latents fir
     if len(fired):
         axes.hist(fired.log10().numpy(force=True), bins=BINS, label=f"{len(fired)} that fired")
     axes.plot([], [], " ", label=f"{len(values) - len(fired)} that never did")
-    axes.legend()
+    axes.legend(loc="upper right")
     return figure
 
 
