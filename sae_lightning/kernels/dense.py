@@ -15,22 +15,18 @@ def _is_plain(*arrays: Tensor) -> bool:
     )
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a, b, out=memory.empty((len(a), b.shape[1]), a))
-
-
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        return _mm(a, b)
+        return ops.product(a, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad
-        return _mm(grad, b.T) if need_a else None, _mm(a.T, grad) if need_b else None
+        return ops.product(grad, b.T) if need_a else None, ops.product(a.T, grad) if need_b else None
 
 
 class _ReLU(torch.autograd.Function):

@@ -139,7 +139,7 @@ def _(rows: Tensor, latents: Tensor, offsets: Tensor, d_sae: int) -> tuple[Tenso
 def sum_by_row(values: Tensor, W: Tensor, rows: Tensor, latents: Tensor, offsets: Tensor) -> Tensor:
     """out[row] = Σ value · W[latent]."""
     if _dense(values, offsets, len(W)):
-        return _product(_matrix(values, rows, latents, len(offsets), len(W)), W)
+        return product(_matrix(values, rows, latents, len(offsets), len(W)), W)
     return backend(values, W).weighted_sum(values, latents, W, offsets)
 
 
@@ -153,7 +153,7 @@ def sum_by_latent(values: Tensor, a: Tensor, latents: Tensor, order: Tensor, row
     """out[latent] = Σ value · a[row]; `order`, `rows` and `offsets` are those of `ByLatent`."""
     in_order = values.index_select(0, order)
     if _dense(values, offsets, len(a)):
-        return _product(_matrix(in_order, latents.index_select(0, order), rows, len(offsets), len(a)), a)
+        return product(_matrix(in_order, latents.index_select(0, order), rows, len(offsets), len(a)), a)
     return backend(values, a).weighted_sum(in_order, rows, a, offsets)
 
 
@@ -166,7 +166,7 @@ def _(values: Tensor, a: Tensor, latents: Tensor, order: Tensor, rows: Tensor, o
 def products(a: Tensor, W: Tensor, rows: Tensor, latents: Tensor, offsets: Tensor) -> Tensor:
     """⟨a[row], W[latent]⟩ at every entry."""
     if _dense(latents, offsets, len(W)):
-        return _product(a, W.T).flatten().index_select(0, rows * len(W) + latents)
+        return product(a, W.T).flatten().index_select(0, rows * len(W) + latents)
     return backend(a, W).products(a, W, Entries(rows, latents, offsets, len(W)))
 
 
@@ -179,7 +179,7 @@ def _dense(entries: Tensor, bags: Tensor, others: int) -> bool:
     return len(entries) > DENSE_ABOVE * len(bags) * others
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """a b, in the precision of both also under autocast."""
     return torch.mm(a, b, out=memory.empty((a.shape[0], b.shape[1]), a))
 
@@ -265,7 +265,7 @@ class Attach(torch.autograd.Function):
         need_x, need_b_dec, need_W, *_ = ctx.needs_input_grad
         d_b = grad.sum(0)
         d_x = grad @ W_enc if need_x else None
-        d_W = torch.mm(grad.T, centred, out=memory.empty(tuple(W_enc.shape), W_enc)) if need_W else None
+        d_W = product(grad.T, centred) if need_W else None
         return d_x, -(d_b @ W_enc) if need_b_dec else None, d_W, d_b, None, None
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.kernels.squares import squared_error
 from sae_lightning.models.base import SAE, MakeDictionary, Step, Term
 from sae_lightning.models.null.untrained import untrained
 
@@ -28,7 +29,7 @@ class Identity(SAE):
     def step(self, x: Tensor, y: Tensor) -> Step:
         f = self.dictionary.encode(x).top_k(self.k)
         y_hat = self.dictionary.decode(f, x)
-        return Step(f, y_hat, {"reconstruction": Term((y - y_hat).square().sum(1).mean())})
+        return Step(f, y_hat, {"reconstruction": Term(squared_error(y, y_hat)[0])})
 
     @torch.no_grad()
     def calibrate_(self, x: Tensor) -> None:
