@@ -13,8 +13,6 @@ believe the latter.
 """
 
 import argparse
-import functools
-import statistics
 import sys
 from typing import Any
 
@@ -23,7 +21,8 @@ import torch.nn.functional as F
 
 from benchmarks.peers.client import LIBRARIES
 from benchmarks.steps import table
-from benchmarks.steps.ours import AUXK, WORKS, Floor, Work, alternate, here, make, median, rows, timed, trained
+from benchmarks.steps.first import first
+from benchmarks.steps.ours import AUXK, WORKS, Floor, Work, alternate, here, make, median, rows, trained
 from benchmarks.steps.peers import Peers
 from benchmarks.steps.shares import parts, peak
 from sae_lightning.kernels import ops
@@ -66,26 +65,6 @@ def measure(label: str, work: Work, names: list[str], steps: int, peers: Peers |
         if peers is not None:
             peers.forget()
     return found
-
-
-def first(label: str, work: Work, name: str, steps: int) -> float:
-    """A run of so many steps from initialisation, every step on rows of its own, the floor beside every tenth: the median by CPU time."""
-    g = torch.Generator().manual_seed(2)
-    directions = F.normalize(torch.randn(work.latents, work.d, generator=g), dim=1)
-    step, floor = make(name, work, rows(work, g, directions), False), Floor(work)
-    step.sae.begin_(steps)
-    taken, floors, l0 = [], [], []
-    for i in range(steps):
-        x = rows(work, g, directions)
-        if i % 10 == 0:
-            floors.append(timed(functools.partial(floor, x)))
-        taken.append(timed(functools.partial(step, x)))
-        l0.append(step.l0 / work.latents)
-    ratios = [statistics.median(t[c] for t in taken) / median(floors, c) for c in (0, 1)]
-    means = [statistics.mean(t[c] for t in taken) / statistics.mean(t[c] for t in floors) for c in (0, 1)]
-    print(f"{label} {name:12s} first {steps} steps: median {ratios[0]:.2f} (CPU {ratios[1]:.2f}), mean {means[0]:.2f} (CPU {means[1]:.2f}); "
-          f"density {l0[0]:.1%} at the start, {statistics.median(l0):.2%} in the middle, {l0[-1]:.2%} at the end", flush=True)  # fmt: skip
-    return ratios[1]
 
 
 def main() -> None:
