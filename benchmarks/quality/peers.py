@@ -12,13 +12,18 @@ from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
 from sae_lightning.inference import InferenceSAE
 
-HAVE = {
+TOLD = {
     "sae_lens": ("topk", "batch_topk", "matryoshka"),
     "dictionary_learning": ("topk", "batch_topk", "matryoshka", "jumprelu"),
     "sparsify": ("topk",),
     "overcomplete": ("topk", "batch_topk"),
 }
 """Architectures of each library that can be told an L0."""
+SEARCHED = {"sae_lens": ("relu", "gated", "jumprelu"), "dictionary_learning": ("relu", "gated", "p_anneal"), "overcomplete": ("relu",)}
+"""Those with a penalty whose weight is searched."""
+HAVE = {library: (*models, *SEARCHED.get(library, ())) for library, models in TOLD.items()}
+START = 0.1
+"""Of the search."""
 AT_ONCE = 200
 """Steps whose rows are handed over in one file."""
 
@@ -30,15 +35,17 @@ def check() -> None:
         raise InputError(f"--peers needs the environments of {', '.join(missing)}: run make peers")
 
 
-def train(library: str, model: str, data: RowsDataModule, d_sae: int, l0: int, lr: float, seed: int, steps: int,
+def train(library: str, model: str, data: RowsDataModule, d_sae: int, l0: int, weight: float, lr: float, seed: int, steps: int,
           folder: Path) -> tuple[InferenceSAE, float]:  # fmt: skip
     """What the library's trainer makes of the rows that ours would see, in raw space, and its seconds. Rows of E‖x‖² = 1 go in.
+
+    `weight`: of its penalty, where it is searched.
 
     Warm-up over 5 % and a falling rate over the last 20 %, as ours (sparsify's falls from the warm-up on); all else is the library's own.
     """
     scale, batch = data.scale[0], data.batch_size
     job = {"architecture": model, "d": data.shape.d_in, "latents": d_sae, "batch": batch, "k": l0, "lr": lr, "seed": seed, "steps": steps,
-           "groups": group_sizes(d_sae), "sparsity": 1.0}  # fmt: skip
+           "groups": group_sizes(d_sae), "sparsity": weight}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     seconds = 0.0
     with Peer(library) as peer:

@@ -1,6 +1,5 @@
 """What is trained: every architecture and null model of conf/model, in the order in which a benchmark cut short is missed least."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,20 +7,22 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from benchmarks.quality.peers import HAVE
+from benchmarks.quality.peers import HAVE, SEARCHED
 from benchmarks.quality.search import Known
 from sae_lightning.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 OURS = "sae_lightning"
-KNOBS = ("k", "target_l0", "sparsity")
-"""Parameters that say how sparse an SAE is: the first two in active latents, the last as the weight of a penalty, which is searched."""
+KNOBS = ("k", "target_l0", "usage", "sparsity")
+"""Parameters that say how sparse an SAE is: the first two in active latents. The last two are searched."""
 SCORES = ("explained_variance", "l0", "dead_pct", "recovery", "recovery_f1", "recovery_mean_cosine", "kl", "delta_ce")
 """On test rows. Those that a kind of rows has not stay empty."""
 TOLERANCE = 0.05
 """Relative distance from the wanted L0, on validation rows, within which a searched one is right."""
 PAIRED = ("topk", "batch_topk", "matryoshka", "jumprelu")
 """Architectures that other libraries have too: trained with every seed."""
+PENALISED = ("relu", "gated", "p_anneal")
+"""So are these, which take a search, where those libraries are asked for."""
 
 
 class Settings(NamedTuple):
@@ -71,6 +72,11 @@ class Job(NamedTuple):
         """What makes it this job and no other."""
         return self[:7]
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether its knob is."""
+        return self.model in SEARCHED.get(self.library, ()) if self.library != OURS else knob(self.model) in KNOBS[2:]
+
     def __str__(self) -> str:
         lr = "" if not self.lr else f", lr {self.lr:g}"
         return f"{self.rows} L0 {self.l0}: {self.model} of {self.library}{lr}, seed {self.seed}"
@@ -100,39 +106,53 @@ def knob(model: str) -> str | None:
     return next((name for name in KNOBS if has.get(name) is not None), None)
 
 
+def weight(knob: str, value: float) -> float:
+    """What L0 falls with: the weight of a penalty as it is, a usage the other way round. The way back, too."""
+    return 1 / value if knob == "usage" else value
+
+
 def plan(settings: Settings) -> list[Job]:
-    """Every job, the most telling ones first: the middle L0 of each kind of rows, then the others, then the other seeds."""
+    """Every job, the most telling ones first: the first L0 of each kind of rows, then the others, then the other seeds."""
     kinds = ["synthetic"] if settings.stories is None else ["synthetic", "stories"]
     first = {kind: list(_tuned(settings, kind)) for kind in kinds}
-    jobs = [job for kind in kinds for job in first[kind]]
+    theirs = {kind: list(_tuned_of_others(settings, kind)) for kind in kinds}
+    jobs = [job for kind in kinds for job in first[kind]] + theirs["synthetic"]
     for kind in kinds:
-        before = {model: tuple(job for job in first[kind] if (job.library, job.model) == (OURS, model)) for model in settings.models}
+        before = {model: tuple(job for job in first[kind] if job.model == model) for model in settings.models}
         for l0 in settings.l0[kind][1:]:
             for model in settings.models:
                 job = Job(kind, l0, OURS, model, 0.0 if is_null(model) else None, 0, settings.steps[kind], before[model])
                 jobs.append(job)
                 before[model] = (*before[model], job)
-    trained = [model for model in settings.models if model in PAIRED]
+    trained = [model for model in settings.models if model in (*PAIRED, *(PENALISED if settings.peers else ()))]
     l0, steps = settings.l0["synthetic"][0], settings.steps["synthetic"]
     for seed in range(1, settings.seeds):
         for model in trained:
             for library in (OURS, *settings.libraries(model)):
-                needs = tuple(job for job in first["synthetic"] if (job.library, job.model) == (library, model))
-                jobs.append(Job("synthetic", l0, library, model, None, seed, steps, needs))
-    return jobs
+                needs = (job for job in (*first["synthetic"], *theirs["synthetic"]) if (job.library, job.model) == (library, model))
+                jobs.append(Job("synthetic", l0, library, model, None, seed, steps, tuple(needs)))
+    return jobs + theirs.get("stories", [])
 
 
 def _tuned(settings: Settings, rows: str) -> Iterator[Job]:
-    """The grid. A weight that is searched for one learning rate is where the search for the next one begins."""
     for model in settings.models:
-        before: tuple[Job, ...] = ()
-        for lr in (0.0,) if is_null(model) else settings.learning_rates:
-            job = Job(rows, settings.l0[rows][0], OURS, model, lr, 0, settings.steps[rows], before if knob(model) == KNOBS[-1] else ())
-            before = (*before, job)
-            yield job
+        job = Job(rows, settings.l0[rows][0], OURS, model, None, 0, settings.steps[rows])
+        yield from _grid(job, (0.0,) if is_null(model) else settings.learning_rates)
+
+
+def _tuned_of_others(settings: Settings, rows: str) -> Iterator[Job]:
     for model in settings.models:
-        for library, lr in itertools.product(settings.libraries(model), settings.learning_rates):
-            yield Job(rows, settings.l0[rows][0], library, model, lr, 0, settings.steps[rows])
+        for library in settings.libraries(model):
+            yield from _grid(Job(rows, settings.l0[rows][0], library, model, None, 0, settings.steps[rows]), settings.learning_rates)
+
+
+def _grid(job: Job, learning_rates: Sequence[float]) -> Iterator[Job]:
+    """A weight that is searched for one learning rate is where the search for the next one begins."""
+    before: tuple[Job, ...] = ()
+    for lr in learning_rates:
+        job = job._replace(lr=lr, needs=before if job.is_searched else ())
+        before = (*before, job)
+        yield job
 
 
 def resolved(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job:
@@ -144,10 +164,10 @@ def resolved(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job
         if not tuned:
             raise InputError(f"{job}: no learning rate was tuned for it, since the jobs that do so failed")
         lr = best(tuned)["lr"]
-    searched = [row for row in found if row["knob"] == KNOBS[-1]]
+    searched = [row for row in found if row["knob"] in KNOBS[2:]]
     searched = [row for row in searched if row["lr"] == lr] or searched
     steepness = searched[-1]["knob_slope"] if searched else math.nan
-    known = Known(tuple((row["knob_value"], row["l0_validation"]) for row in searched), steepness)
+    known = Known(tuple((weight(row["knob"], row["knob_value"]), row["l0_validation"]) for row in searched), steepness)
     return job._replace(lr=lr, known=known, needs=())
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from benchmarks.quality import peers
 from benchmarks.quality.held_out import Halves, halves
-from benchmarks.quality.plan import KNOBS, OURS, ROOT, SCORES, TOLERANCE, Job, Settings, is_null, knob, settings_of
+from benchmarks.quality.plan import KNOBS, OURS, ROOT, SCORES, TOLERANCE, Job, Settings, is_null, knob, settings_of, weight
 from benchmarks.quality.search import search
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.evaluation.run import Evaluation
@@ -45,12 +45,13 @@ class Bench:
         started = time.perf_counter()
         folder = self.settings.out / "runs" / "-".join(map(str, job.key))
         shutil.rmtree(folder, ignore_errors=True)
-        name = knob(job.model)
+        name = knob(job.model) if job.library == OURS else KNOBS[-1] if job.is_searched else KNOBS[0]
         value, steepness, full_runs = float(job.l0), math.nan, 1
-        if name == KNOBS[-1]:
-            start = float(settings_of(job.model)[name])
-            found = search(lambda weight, share: self._run(job, weight, share, folder), job.l0, start, TOLERANCE, job.known)
+        if name is not None and job.is_searched:
+            start = weight(name, settings_of(job.model)[name]) if job.library == OURS else peers.START
+            found = search(lambda w, share: self._run(job, weight(name, w), share, folder), job.l0, start, TOLERANCE, job.known)
             trained, value, steepness, full_runs = found
+            value = weight(name, value)
         else:
             trained, _ = self._run(job, value, 1.0, folder)
         scores = self.score(job, trained.sae, trained.data)
@@ -72,17 +73,19 @@ class Bench:
         """Every evaluation of the configuration on test rows. `data` is of the job's rows and seed, whoever trained on it."""
         place = (job.rows, job.seed)
         if place not in self.kept:
-            cfg = self.configuration(job, float(job.l0), 1.0, self.settings.out / "runs" / "none")
+            cfg = self.configuration(job, None, 1.0, self.settings.out / "runs" / "none")
             self.kept[place] = data.test, build_evaluations(cfg)
         test, evaluations = self.kept[place]
         return {name: value for evaluation in evaluations.values() for name, value in evaluation(sae, test).items()}
 
-    def configuration(self, job: Job, value: float, share: float, folder: Path) -> DictConfig:
-        """That of the command a user would type for this job, without what only a run for its own sake needs."""
+    def configuration(self, job: Job, value: float | None, share: float, folder: Path) -> DictConfig:
+        """That of the command a user would type for this job, without what only a run for its own sake needs. `value`: of a searched knob."""
         name, steps = knob(job.model), max(1, round(share * job.steps))
         words = [*self.settings.of_rows(job.rows), f"model={job.model}", f"seed={job.seed}"]
-        if name is not None:
-            words.append(f"model.{name}={job.l0 if name == KNOBS[0] else value!r}")
+        if job.library == OURS and name in KNOBS[:2]:
+            words.append(f"model.{name}={job.l0}")
+        elif job.library == OURS and name is not None and value is not None:
+            words.append(f"model.{name}={value!r}")
         if job.lr:
             words.append(f"optimizer.lr={job.lr!r}")
         words += [
@@ -104,7 +107,7 @@ class Bench:
             run.trainer.fit(run.module, data.validation)
             seconds, sae = time.perf_counter() - started, load_sae(folder)
         else:
-            d_sae = run.module.sae.dictionary.d_sae
-            sae, seconds = peers.train(job.library, job.model, run.data, d_sae, job.l0, job.lr or 0.0, job.seed, job.steps, folder)
+            d_sae, steps = run.module.sae.dictionary.d_sae, max(1, round(share * job.steps))
+            sae, seconds = peers.train(job.library, job.model, run.data, d_sae, job.l0, value, job.lr or 0.0, job.seed, steps, folder)
         validation = build_evaluations(cfg)["reconstruction"](sae, data.validation)
         return Trained(sae, data, validation, seconds), validation["l0"]

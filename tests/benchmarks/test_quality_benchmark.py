@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from benchmarks.quality.__main__ import read, run
 from benchmarks.quality.held_out import halves
-from benchmarks.quality.plan import OURS, PAIRED, Job, architectures, best, is_null, plan, resolved
+from benchmarks.quality.plan import OURS, PAIRED, Job, architectures, best, is_null, plan, resolved, weight
 from benchmarks.quality.report import chosen, is_within, paired, standard_error
 from benchmarks.quality.results import FIELDS, Results, Row
 from benchmarks.quality.search import FULL_RUNS, Known, search
@@ -95,6 +95,25 @@ def test_a_penalty_is_searched_through_whole_trainings(tmp_path: Path, monkeypat
     assert found["knob"] == "sparsity"
     assert found["knob_value"] > 0.1  # ten steps leave far more than 4 active at the weight that conf/model/relu.yaml says
     assert found["l0_validation"] > 4
+
+
+def test_a_usage_is_searched_the_other_way_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.quality import training
+
+    tried: list[float] = []
+
+    def run(self: Bench, job: Job, value: float, share: float, folder: Path):
+        tried.append(value)
+        return training.Trained(None, None, {"l0": 64 * value, "explained_variance": 0.5}, 0.0), 64 * value
+
+    monkeypatch.setattr(Bench, "_run", run)
+    monkeypatch.setattr(Bench, "score", lambda *_: {})
+    (job,) = plan(settings(tmp_path, "--models", "usage_kl", "--lr", "1e-2"))
+    found = Bench(settings(tmp_path)).do(job)
+    assert (found["knob"], tried[0]) == ("usage", 0.05)
+    assert found["knob_value"] == tried[-1] == pytest.approx(4 / 64, rel=0.05)
+    again = job._replace(l0=8, needs=(job,))
+    assert weight("usage", resolved(again, {job.key: found}).known.points[0][0]) == found["knob_value"]
 
 
 @forks

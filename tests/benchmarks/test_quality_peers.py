@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.quality import peers
 from benchmarks.quality.__main__ import read
-from benchmarks.quality.plan import OURS, PAIRED, Settings, plan
+from benchmarks.quality.plan import OURS, PAIRED, PENALISED, Settings, plan
 from sae_lightning.errors import InputError
 
 
@@ -23,17 +23,24 @@ def test_every_library_gets_the_grid_and_the_seeds_of_what_it_has(tmp_path: Path
     assert {(job.library, job.model) for job in theirs} == {
         ("sae_lens", "topk"), ("sae_lens", "batch_topk"), ("dictionary_learning", "topk"), ("dictionary_learning", "batch_topk"),
         ("sparsify", "topk"), ("overcomplete", "topk"), ("overcomplete", "batch_topk"),
+        ("sae_lens", "relu"), ("dictionary_learning", "relu"), ("overcomplete", "relu"),
     }  # fmt: skip
     assert sorted((job.lr, job.seed) for job in theirs if (job.library, job.model) == ("sparsify", "topk") and job.lr) == [
         (1e-3, 0),
         (3e-3, 0),
     ]
-    for job in theirs:  # a seed takes the learning rate of its own library's grid
-        assert {need.library for need in job.needs} == ({job.library} if job.seed else set())
+    for job in theirs:  # a seed takes the learning rate of its own library's grid, and a search goes on from the rate before
+        waits = job.seed or (job.is_searched and job.lr == 3e-3)
+        assert {need.library for need in job.needs} == ({job.library} if waits else set())
     for job in jobs:
-        assert {need.library for need in job.needs} <= {job.library}
-    assert [job for job in jobs if job.library == OURS] == plan(settings(tmp_path))
-    assert all(model in PAIRED for models in peers.HAVE.values() for model in models)
+        assert {(need.library, need.model) for need in job.needs} <= {(job.library, job.model)}
+    alone = plan(settings(tmp_path))
+    assert {job for job in jobs if job.library == OURS} - set(alone) == {job for job in jobs if job.seed and job.model == "relu"} - {
+        *theirs
+    }
+    assert {*alone} <= {*jobs}
+    assert all(model in (*PAIRED, *PENALISED) for models in peers.HAVE.values() for model in models)
+    assert {job.is_searched for job in theirs if job.model == "relu"} == {True}
 
 
 def test_missing_environments_are_named_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
