@@ -1,5 +1,6 @@
 """What is trained: every architecture and null model of conf/model, in the order in which a benchmark cut short is missed least."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,10 +125,9 @@ def plan(settings: Settings) -> list[Job]:
                 job = Job(kind, l0, OURS, model, 0.0 if is_null(model) else None, 0, settings.steps[kind], before[model])
                 jobs.append(job)
                 before[model] = (*before[model], job)
-    trained = [model for model in settings.models if model in (*PAIRED, *(PENALISED if settings.peers else ()))]
     l0, steps = settings.l0["synthetic"][0], settings.steps["synthetic"]
-    for seed in range(1, settings.seeds):
-        for model in trained:
+    for models, seed in itertools.product((PAIRED, PENALISED) if settings.peers else (PAIRED,), range(1, settings.seeds)):
+        for model in (model for model in settings.models if model in models):
             for library in (OURS, *settings.libraries(model)):
                 needs = (job for job in (*first["synthetic"], *theirs["synthetic"]) if (job.library, job.model) == (library, model))
                 jobs.append(Job("synthetic", l0, library, model, None, seed, steps, tuple(needs)))
