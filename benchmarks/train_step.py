@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from benchmarks.peers.client import LIBRARIES
 from benchmarks.steps import table
-from benchmarks.steps.first import first
+from benchmarks.steps.first import FIRST, first
 from benchmarks.steps.ours import AUXK, WORKS, Floor, Work, alternate, here, make, median, rows, trained
 from benchmarks.steps.peers import Peers
 from benchmarks.steps.shares import parts, peak
@@ -73,7 +73,7 @@ def main() -> None:
     arguments.add_argument("--models", nargs="+", default=sorted({*trained(), f"topk{AUXK}"}), help="of conf/model; all of them")
     arguments.add_argument("--steps", type=int, default=11)
     arguments.add_argument(
-        "--first", type=int, default=0, help="also this many steps from initialisation (2000 where the figures are kept)"
+        "--first", type=int, default=0, help=f"also so many of the first {FIRST} steps from initialisation; goes on where it stood"
     )
     arguments.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True, help="also F 4096 against 32768")
     arguments.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="also the peak of memory")
@@ -109,7 +109,7 @@ def alone(label: str, name: str, chosen: argparse.Namespace) -> list[dict[str, A
         print(f"{label} {name:20s} peak memory {units:.2f} of parameters, gradients, Adam's state and one [batch, F] matrix", flush=True)
         found.append(key | {"memory": units})
     if chosen.first and not name.endswith(AUXK):
-        found.append(key | {"first": first(label, WORKS[label], name, chosen.first)})
+        found.append(key | first(label, WORKS[label], name, chosen.first))
     return found
 
 

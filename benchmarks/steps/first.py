@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from benchmarks.steps.ours import Floor, Work, make, median, rows, timed
 from sae_lightning.files import replacing
 
+FIRST = 2000
 FLOOR_EVERY, SAVED_EVERY = 40, 100
 FOLDER = Path("outputs/first_steps")
 
 
-def first(label: str, work: Work, name: str, steps: int) -> float:
-    """A run of so many steps, each on rows of its own, the floor beside every fortieth: the median by CPU time, of floors."""
+def first(label: str, work: Work, name: str, until: int, steps: int = FIRST) -> dict[str, float]:
+    """The first `until` steps of a run of `steps`, each on rows of its own, the floor beside every fortieth.
+
+    Their median by CPU time, in floors, and how many they were: those of an earlier call count, too.
+    """
     g = torch.Generator().manual_seed(2)
     directions = F.normalize(torch.randn(work.latents, work.d, generator=g), dim=1)
     step, floor = make(name, work, rows(work, g, directions), False), Floor(work)
@@ -32,7 +36,7 @@ def first(label: str, work: Work, name: str, steps: int) -> float:
         step.adam.load_state_dict(saved["adam"])
         g.set_state(saved["generator"])
         times = saved["times"]
-    for i in range(len(times["ours"]), steps):
+    for i in range(len(times["ours"]), until):
         x = rows(work, g, directions)
         if i % FLOOR_EVERY == 0:
             times["floor"].append(timed(functools.partial(floor, x)))
@@ -43,7 +47,7 @@ def first(label: str, work: Work, name: str, steps: int) -> float:
             with replacing(path) as temporary:
                 torch.save(state, temporary)
             print(f"{label} {name:12s} {_report(times)}", flush=True)
-    return median(times["ours"], 1) / median(times["floor"], 1)
+    return {"first": median(times["ours"], 1) / median(times["floor"], 1), "first_steps": len(times["ours"])}
 
 
 def _report(times: dict[str, list[Any]]) -> str:

@@ -240,58 +240,74 @@ def by_latent(latents, rows, order, rows_in_order, offsets):
         rows_in_order[place] = rows[i]
 
 
+@compiled
+def _end_in_tile(index, i, end, high):
+    """Where the entries i … end − 1 leave the tile below `high`."""
+    while i < end and index[i] < high:
+        i += 1
+    return i
+
+
 @summing
-def weighted_sum(first, last, weights, index, table, offsets, out):
-    """out[b] = Σ weights[i] · table[index[i]] over the entries i of bag b. Four entries at a time."""
+def weighted_sum(first, last, weights, index, table, tile, offsets, out):
+    """out[b] = Σ weights[i] · table[index[i]] over the entries i of bag b. Four entries at a time.
+
+    All bags take what they need from the first `tile` rows of the table, which stay in the cache meanwhile, then from the next ones.
+    """
     bags, n, d = offsets.shape[0], index.shape[0], table.shape[1]
-    zero = table.dtype.type(0)
-    for b in range(first, last):
-        i, end = offsets[b], n if b + 1 == bags else offsets[b + 1]
-        o = out[b]
-        if end - i < 4:
-            o[:] = zero
-        else:
-            w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-            t0, t1, t2, t3 = table[index[i]], table[index[i + 1]], table[index[i + 2]], table[index[i + 3]]
-            for c in range(d):
-                o[c] = w0 * t0[c] + w1 * t1[c] + w2 * t2[c] + w3 * t3[c]
-            i += 4
-        while i + 4 <= end:
-            w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-            t0, t1, t2, t3 = table[index[i]], table[index[i + 1]], table[index[i + 2]], table[index[i + 3]]
-            for c in range(d):
-                o[c] += w0 * t0[c] + w1 * t1[c] + w2 * t2[c] + w3 * t3[c]
-            i += 4
-        while i < end:
-            w0, t0 = weights[i], table[index[i]]
-            for c in range(d):
-                o[c] += w0 * t0[c]
-            i += 1
+    zero, at = table.dtype.type(0), offsets[first:last].copy()
+    for high in range(tile, max(1, table.shape[0]) + tile, tile):
+        for b in range(first, last):
+            i = at[b - first]
+            end = _end_in_tile(index, i, n if b + 1 == bags else offsets[b + 1], high)
+            at[b - first], o = end, out[b]
+            if high == tile and end - i < 4:
+                o[:] = zero
+            elif high == tile:
+                w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+                t0, t1, t2, t3 = table[index[i]], table[index[i + 1]], table[index[i + 2]], table[index[i + 3]]
+                for c in range(d):
+                    o[c] = w0 * t0[c] + w1 * t1[c] + w2 * t2[c] + w3 * t3[c]
+                i += 4
+            while i + 4 <= end:
+                w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+                t0, t1, t2, t3 = table[index[i]], table[index[i + 1]], table[index[i + 2]], table[index[i + 3]]
+                for c in range(d):
+                    o[c] += w0 * t0[c] + w1 * t1[c] + w2 * t2[c] + w3 * t3[c]
+                i += 4
+            while i < end:
+                w0, t0 = weights[i], table[index[i]]
+                for c in range(d):
+                    o[c] += w0 * t0[c]
+                i += 1
 
 
 @summing
-def products(first, last, a, W, latents, offsets, out):
-    """⟨a[row], W[latent]⟩ at the entries of rows first:last. Four entries at a time."""
+def products(first, last, a, W, tile, latents, offsets, out):
+    """⟨a[row], W[latent]⟩ at the entries of rows first:last. Four entries at a time; tile by tile of W, as `weighted_sum`."""
     rows, n, d = offsets.shape[0], latents.shape[0], a.shape[1]
-    zero = a.dtype.type(0)
-    for r in range(first, last):
-        i, end, left = offsets[r], n if r + 1 == rows else offsets[r + 1], a[r]
-        while i + 4 <= end:
-            t0, t1, t2, t3 = W[latents[i]], W[latents[i + 1]], W[latents[i + 2]], W[latents[i + 3]]
-            p0, p1, p2, p3 = zero, zero, zero, zero
-            for c in range(d):
-                p0 += left[c] * t0[c]
-                p1 += left[c] * t1[c]
-                p2 += left[c] * t2[c]
-                p3 += left[c] * t3[c]
-            out[i], out[i + 1], out[i + 2], out[i + 3] = p0, p1, p2, p3
-            i += 4
-        while i < end:
-            t0, p0 = W[latents[i]], zero
-            for c in range(d):
-                p0 += left[c] * t0[c]
-            out[i] = p0
-            i += 1
+    zero, at = a.dtype.type(0), offsets[first:last].copy()
+    for high in range(tile, W.shape[0] + tile, tile):
+        for r in range(first, last):
+            i = at[r - first]
+            end = _end_in_tile(latents, i, n if r + 1 == rows else offsets[r + 1], high)
+            at[r - first], left = end, a[r]
+            while i + 4 <= end:
+                t0, t1, t2, t3 = W[latents[i]], W[latents[i + 1]], W[latents[i + 2]], W[latents[i + 3]]
+                p0, p1, p2, p3 = zero, zero, zero, zero
+                for c in range(d):
+                    p0 += left[c] * t0[c]
+                    p1 += left[c] * t1[c]
+                    p2 += left[c] * t2[c]
+                    p3 += left[c] * t3[c]
+                out[i], out[i + 1], out[i + 2], out[i + 3] = p0, p1, p2, p3
+                i += 4
+            while i < end:
+                t0, p0 = W[latents[i]], zero
+                for c in range(d):
+                    p0 += left[c] * t0[c]
+                out[i] = p0
+                i += 1
 
 
 @summing

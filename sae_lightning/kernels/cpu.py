@@ -10,6 +10,8 @@ from sae_lightning.kernels import compiled, memory
 from sae_lightning.kernels.reference import ByLatent, Entries
 from sae_lightning.kernels.threads import share
 
+TILE_BYTES = 8 << 20
+"""Of a table too large for the cache."""
 _own = threading.local()
 
 
@@ -81,16 +83,24 @@ def by_latent(entries: Entries) -> ByLatent:
     return ByLatent(order, rows, offsets)
 
 
+def _tile(table: Tensor, entries: int, bags: int) -> int:
+    """How many rows of a table are used at a time: all of them, unless it is larger than the cache and bags have entries in every part."""
+    tile = max(1, TILE_BYTES // (table.element_size() * max(1, table.shape[1])))
+    tiles = len(table) / tile
+    return tile if tiles > 2 and entries > 4 * bags * tiles else max(1, len(table))
+
+
 def weighted_sum(weights: Tensor, index: Tensor, table: Tensor, offsets: Tensor) -> Tensor:
     out = memory.empty((len(offsets), table.shape[1]), table)
-    arrays = _array(weights), _array(index), _array(table), offsets.numpy(), out.numpy()
+    arrays = _array(weights), _array(index), _array(table), _tile(table, len(index), len(offsets)), offsets.numpy(), out.numpy()
     share(len(offsets), lambda first, last: compiled.weighted_sum(first, last, *arrays))
     return out
 
 
 def products(a: Tensor, W: Tensor, entries: Entries) -> Tensor:
     out = a.new_empty(len(entries.latents))
-    arrays = _array(a), _array(W), entries.latents.numpy(), entries.offsets.numpy(), out.numpy()
+    tile = _tile(W, len(entries.latents), len(a))
+    arrays = _array(a), _array(W), tile, entries.latents.numpy(), entries.offsets.numpy(), out.numpy()
     share(len(a), lambda first, last: compiled.products(first, last, *arrays))
     return out
 

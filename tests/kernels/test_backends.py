@@ -1,6 +1,7 @@
 """The compiled loops choose and sum what the reference does: over densities, empty rows, ties, infinities and NaN."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -110,6 +111,31 @@ def test_sums_and_products_are_the_same(shape: tuple[int, int], density: float, 
         cpu.weighted_sum(in_order, by.rows, a, by.offsets), reference.weighted_sum(in_order, by.rows, a, by.offsets), rtol=0, atol=0
     )
     assert_close(cpu.products(a, W, at), reference.products(a, W, at), rtol=0, atol=0)
+
+
+@given(shapes, densities, st.integers(1, 40), st.booleans(), st.integers(0, 100))
+def test_tiles_of_a_table_change_nothing(shape: tuple[int, int], density: float, tile: int, in_order: bool, seed: int) -> None:
+    """Whatever their size, and whether the entries of a bag ascend or not."""
+    g = torch.Generator().manual_seed(seed)
+    mask = numbers(*shape, density, seed) > 0
+    rows, latents = (column.clone() for column in mask.nonzero(as_tuple=True))
+    at = reference.Entries(rows, latents, mask.sum(1).cumsum(0) - mask.sum(1), shape[1])
+    if not in_order:
+        for begin, n in zip(at.offsets.tolist(), mask.sum(1).tolist(), strict=True):
+            latents[begin : begin + n] = latents[begin : begin + n].flip(0)
+    a, W = (torch.randint(-3, 4, (n, 6), generator=g).float() for n in shape)
+    values = torch.randint(-3, 4, (len(rows),), generator=g).float()
+    with mock.patch.object(cpu, "_tile", return_value=tile):
+        sums, products = cpu.weighted_sum(values, latents, W, at.offsets), cpu.products(a, W, at)
+    assert_close(sums, reference.weighted_sum(values, latents, W, at.offsets), rtol=0, atol=0)
+    assert_close(products, reference.products(a, W, at), rtol=0, atol=0)
+
+
+def test_only_tables_larger_than_the_cache_are_used_in_tiles() -> None:
+    large, small, entries = torch.empty(5000, 1024), torch.empty(4000, 1024), 8 * 5
+    assert cpu._tile(large, entries, 4) == 2048 == cpu.TILE_BYTES // 4096
+    assert cpu._tile(large, entries // 2, 4) == 5000  # few entries: most tiles would be looked at for nothing
+    assert cpu._tile(small, entries, 4) == 4000
 
 
 def test_the_constraint_is_the_same() -> None:
