@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.steps.first import FIRST
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "train_step.json"
 SHOWN_IN = ("README.md", "LOG.md")
@@ -65,9 +67,11 @@ def markdown(kept: dict[str, Any]) -> str:
         f"| {name} | {' | '.join([*(cell(name, side) for side in sides), *(cell(name, 'ours', figure) for figure in own)])} |"
         for name in names
     ]
+    fewer = [f"{row['name']} {row['work']} {row['first_steps']}" for row in kept["rows"] if row.get("first_steps", FIRST) < FIRST]
     return "\n".join(lines) + "\n\n" + (
         f"In units of the dense floor; medians of {about['steps']} steps, sides taking turns, {about['threads']} of {about['cores']} cores "
-        f"({about['cpu']}), torch {about['torch']}, Python {about['python']}; each library's own trainer.\n"
+        f"({about['cpu']}), torch {about['torch']}, Python {about['python']}; each library's own trainer."
+        + (f" Of the first {FIRST} steps: {', '.join(fewer)}." if fewer else "") + "\n"
     )  # fmt: skip
 
 
