@@ -22,8 +22,8 @@ TOLD = {
 SEARCHED = {"sae_lens": ("relu", "gated", "jumprelu"), "dictionary_learning": ("relu", "gated", "p_anneal"), "overcomplete": ("relu",)}
 """Those with a penalty whose weight is searched."""
 HAVE = {library: (*models, *SEARCHED.get(library, ())) for library, models in TOLD.items()}
-START = 0.1
-"""Of the search."""
+START, TOLD_WEIGHT = 0.1, 1.0
+"""Weight of a penalty: where a search begins, and of what leads to an L0 that was told (dictionary_learning's jumprelu: its default)."""
 AT_ONCE = 200
 """Steps whose rows are handed over in one file."""
 
@@ -39,7 +39,7 @@ def train(library: str, model: str, data: RowsDataModule, d_sae: int, l0: int, w
           folder: Path) -> tuple[InferenceSAE, float]:  # fmt: skip
     """What the library's trainer makes of the rows that ours would see, in raw space, and its seconds. Rows of E‖x‖² = 1 go in.
 
-    `weight`: of its penalty, where it is searched.
+    `weight`: of its penalty, where it has one.
 
     Warm-up over 5 % and a falling rate over the last 20 %, as ours (sparsify's falls from the warm-up on); all else is the library's own.
     """
