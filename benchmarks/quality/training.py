@@ -108,7 +108,7 @@ class Bench:
             seconds, sae = time.perf_counter() - started, load_sae(folder)
         else:
             d_sae, steps = run.module.sae.dictionary.d_sae, max(1, round(share * job.steps))
-            weight = value if job.is_searched else peers.TOLD_WEIGHT
-            sae, seconds = peers.train(job.library, job.model, run.data, d_sae, job.l0, weight, job.lr or 0.0, job.seed, steps, folder)
+            penalty = value if job.is_searched else peers.TOLD_WEIGHT
+            sae, seconds = peers.train(job.library, job.model, run.data, d_sae, job.l0, penalty, job.lr or 0.0, job.seed, steps, folder)
         validation = build_evaluations(cfg)["reconstruction"](sae, data.validation)
         return Trained(sae, data, validation, seconds), validation["l0"]
