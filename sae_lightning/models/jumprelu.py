@@ -45,7 +45,7 @@ class JumpReLU(SAE):
     beta1 = 0.0
 
     def __init__(self, dictionary: MakeDictionary, penalty: Literal["target", "l0", "tanh"] = "target", target_l0: float | None = None,
-                 sparsity: float | None = None, *, warmup: float = 0.05, bandwidth: float = 0.5, tanh_scale: float = 4.0,
+                 sparsity: float | None = None, *, warmup: float = 0.3, bandwidth: float = 0.5, tanh_scale: float = 4.0,
                  gradient_to_input: bool = False, threshold_revival: float = 0.0, revival: Revival | None = None):  # fmt: skip
         super().__init__()
         self.dictionary = dictionary(subtract=False, unit_norm=False)
