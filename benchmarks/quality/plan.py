@@ -113,11 +113,13 @@ def weight(knob: str, value: float) -> float:
 
 
 def plan(settings: Settings) -> list[Job]:
-    """Every job, the most telling ones first: the first L0 of each kind of rows, then the others, then the other seeds."""
+    """Every job, the most telling ones first: the first L0 of each kind of rows, then other seeds, then the other L0s."""
     kinds = ["synthetic"] if settings.stories is None else ["synthetic", "stories"]
     first = {kind: list(_tuned(settings, kind)) for kind in kinds}
     theirs = {kind: list(_tuned_of_others(settings, kind)) for kind in kinds}
-    jobs = [job for kind in kinds for job in first[kind]] + theirs["synthetic"]
+    jobs = [job for kind in kinds for job in first[kind]]
+    jobs += [job for job in theirs["synthetic"] if job.model in PAIRED]
+    jobs += _seeds(settings, PAIRED, first["synthetic"], theirs["synthetic"])
     for kind in kinds:
         before = {model: tuple(job for job in first[kind] if job.model == model) for model in settings.models}
         for l0 in settings.l0[kind][1:]:
@@ -125,13 +127,18 @@ def plan(settings: Settings) -> list[Job]:
                 job = Job(kind, l0, OURS, model, 0.0 if is_null(model) else None, 0, settings.steps[kind], before[model])
                 jobs.append(job)
                 before[model] = (*before[model], job)
-    l0, steps = settings.l0["synthetic"][0], settings.steps["synthetic"]
-    for models, seed in itertools.product((PAIRED, PENALISED) if settings.peers else (PAIRED,), range(1, settings.seeds)):
-        for model in (model for model in settings.models if model in models):
-            for library in (OURS, *settings.libraries(model)):
-                needs = (job for job in (*first["synthetic"], *theirs["synthetic"]) if (job.library, job.model) == (library, model))
-                jobs.append(Job("synthetic", l0, library, model, None, seed, steps, tuple(needs)))
+    jobs += [job for job in theirs["synthetic"] if job.model not in PAIRED]
+    jobs += _seeds(settings, PENALISED if settings.peers else (), first["synthetic"], theirs["synthetic"])
     return jobs + theirs.get("stories", [])
+
+
+def _seeds(settings: Settings, models: Sequence[str], first: Sequence[Job], theirs: Sequence[Job]) -> Iterator[Job]:
+    """Seed by seed, so that a benchmark cut short has compared every architecture over as many."""
+    l0, steps = settings.l0["synthetic"][0], settings.steps["synthetic"]
+    for seed, model in itertools.product(range(1, settings.seeds), models):
+        for library in (OURS, *settings.libraries(model)) if model in settings.models else ():
+            needs = (job for job in (first if library == OURS else theirs) if job.model == model)
+            yield Job("synthetic", l0, library, model, None, seed, steps, tuple(needs))
 
 
 def _tuned(settings: Settings, rows: str) -> Iterator[Job]:
@@ -160,15 +167,26 @@ def resolved(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job
     found = [done[key] for key in _keys(job.needs, done)]
     lr = job.lr
     if lr is None:
-        tuned = [row for row in found if row["l0_wanted"] == job.needs[0].l0]
+        tuned = [row for row in found if row["l0_wanted"] == job.needs[0].l0 and row["library"] == job.library]
         if not tuned:
             raise InputError(f"{job}: no learning rate was tuned for it, since the jobs that do so failed")
         lr = best(tuned)["lr"]
-    searched = [row for row in found if row["knob"] in KNOBS[2:]]
+    searched = [row for row in found if row["knob"] in KNOBS[2:] and row["library"] == job.library]
     searched = [row for row in searched if row["lr"] == lr] or searched
     steepness = searched[-1]["knob_slope"] if searched else math.nan
     known = Known(tuple((weight(row["knob"], row["knob_value"]), row["l0_validation"]) for row in searched), steepness)
     return job._replace(lr=lr, known=known, needs=())
+
+
+def leads(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> bool:
+    """Whether a job that waited for those of several libraries is of the best one: the others' further seeds compare nothing."""
+    return len({need.library for need in job.needs}) < 2 or leader([done[key] for key in _keys(job.needs, done)]) == job.library
+
+
+def leader(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The other library that is best with its first seed; None where there is none."""
+    others = [row for row in rows if row["library"] != OURS and row["seed"] == 0]
+    return best(others)["library"] if others else None
 
 
 def _keys(jobs: Sequence[Job], done: Mapping[tuple[Any, ...], Any]) -> list[tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.table import Table
 
-from benchmarks.quality.plan import OURS, TOLERANCE, best
+from benchmarks.quality.plan import OURS, TOLERANCE, best, leader
 from benchmarks.quality.results import Row
 from sae_lightning.report.table import number
 
@@ -66,9 +66,8 @@ def paired(rows: Sequence[Row]) -> Table | None:
     synthetic = [row for row in rows if row["rows"] == "synthetic"]
     for model, l0, steps in sorted({(row["model"], row["l0_wanted"], row["steps"]) for row in synthetic if row["library"] != OURS}):
         at = [row for row in synthetic if (row["model"], row["l0_wanted"], row["steps"]) == (model, l0, steps)]
-        by_library = {library: _by_seed([row for row in at if row["library"] == library]) for library in {row["library"] for row in at}}
-        ours = by_library.pop(OURS, {})
-        peer, theirs = max(by_library.items(), key=lambda item: statistics.mean(item[1].values()))
+        peer = leader(at)
+        ours, theirs = (_by_seed([row for row in at if row["library"] == library]) for library in (OURS, peer))
         seeds = sorted(set(ours) & set(theirs))
         if len(seeds) < 2:
             continue

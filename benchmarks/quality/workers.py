@@ -8,7 +8,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from benchmarks.quality.plan import Job, Settings, resolved
+from benchmarks.quality.plan import Job, Settings, leads, resolved
 from benchmarks.quality.results import Results, Row
 from sae_lightning.errors import InputError
 
@@ -17,7 +17,7 @@ Report = Callable[[Job, Row | None, str], None]
 
 
 class Queue:
-    """Jobs in order; one waits for those in its `needs`, and is left out where its line is there."""
+    """Jobs in order; one waits for those in its `needs`, and is left out where its line is there or compares nothing."""
 
     def __init__(self, jobs: list[Job], results: Results):
         self.waiting, self.results = list(jobs), results
@@ -31,6 +31,8 @@ class Queue:
             if not unfinished.isdisjoint(job.needs):
                 continue
             self.waiting.remove(job)
+            if not leads(job, self.results.done):
+                continue
             try:
                 ready = resolved(job, self.results.done)
             except InputError as error:
