@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int64, Num
+from jaxtyping import Bool, Float, Float32, Int64, Num
 from torch import Tensor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
@@ -24,8 +24,8 @@ class Encoded(NamedTuple):
         """The rows themselves. May share memory with `values` where those are float32: do not write into it."""
         return self.values.float() if self.scale is None else self.values * self.scale[:, None]
 
-    def at(self, rows: slice | Int64[Tensor, " n"]) -> "Encoded":
-        """Some of the rows: views for a slice, copies for numbers."""
+    def at(self, rows: slice | Int64[Tensor, " n"] | Bool[Tensor, " n_all"]) -> "Encoded":
+        """Some of the rows: views for a slice, copies for numbers or a mask."""
         return Encoded(self.values[rows], None if self.scale is None else self.scale[rows])
 
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from sae_lightning.data.manifest import DTYPES, Manifest
+from sae_lightning.data.encoded import DTYPES, Encoded, encode
+from sae_lightning.data.manifest import Manifest
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
@@ -17,14 +18,14 @@ from sae_lightning.transformers.hooks import read
 
 @dataclasses.dataclass
 class Rows:
-    """Rows of some sequences at every hook point, in the storage dtype.
+    """Rows of some sequences at every hook point, as they are to be stored, and the norms of what is stored.
 
     `keep` says which positions of `ids` gave a row; rows stand in the order of sequences and positions.
     """
 
     ids: Int[Tensor, "batch context"]
     keep: Bool[Tensor, "batch context"]
-    rows: dict[str, Float[Tensor, "n d"]]
+    rows: dict[str, Encoded]
     norms: dict[str, Float64[Tensor, " n"]]
     special: int
     nonfinite: int
@@ -32,7 +33,7 @@ class Rows:
     def select_(self, kept: Bool[Tensor, " n"]) -> None:
         """Drops the rows where `kept` is false."""
         self.keep[self.keep.clone()] = kept
-        self.rows = {hook: rows[kept] for hook, rows in self.rows.items()}
+        self.rows = {hook: rows.at(kept) for hook, rows in self.rows.items()}
         self.norms = {hook: norms[kept] for hook, norms in self.norms.items()}
 
 
@@ -41,7 +42,7 @@ def forward(
     hooks: list[str],
     ids: Int[Tensor, "batch context"],
     special: Int[Tensor, " special"],
-    dtype: torch.dtype,
+    dtype: str,
     skip_nonfinite: bool,
     first_sequence: int,
 ) -> Rows:
@@ -52,25 +53,30 @@ def forward(
     activations = read(model, hooks, ids)
     keep = ~torch.isin(ids, special)
     raw = {hook: activations[hook][keep] for hook in hooks}
-    result = Rows(ids, keep, {hook: rows.to(dtype) for hook, rows in raw.items()}, {}, int((~keep).sum()), 0)
-    finite = torch.stack([rows.isfinite().all(1) for rows in result.rows.values()])
+    result = Rows(ids, keep, {hook: encode(rows, dtype) for hook, rows in raw.items()}, {}, int((~keep).sum()), 0)
+    finite = torch.stack([_is_finite(rows) for rows in result.rows.values()])
     if not bool(finite.all()):
         if not skip_nonfinite:
             raise InputError(_first_nonfinite(result, raw, finite, dtype, first_sequence))
         kept = finite.all(0)
         result.nonfinite = int((~kept).sum())
         result.select_(kept)
-    result.norms = {hook: torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for hook, rows in result.rows.items()}
+    result.norms = {hook: torch.linalg.vector_norm(rows.float(), dim=1, dtype=torch.float64) for hook, rows in result.rows.items()}
     return result
 
 
-def _first_nonfinite(result: Rows, raw: dict[str, Tensor], finite: Tensor, dtype: torch.dtype, first_sequence: int) -> str:
+def _is_finite(rows: Encoded) -> Bool[Tensor, " n"]:
+    """int8 values are always finite; the scale of a row that was not shows it."""
+    return rows.values.isfinite().all(1) if rows.scale is None else rows.scale.isfinite()
+
+
+def _first_nonfinite(result: Rows, raw: dict[str, Tensor], finite: Tensor, dtype: str, first_sequence: int) -> str:
     row = int((~finite.all(0)).nonzero()[0, 0])
     hook = list(raw)[int((~finite[:, row]).nonzero()[0, 0])]
     sequence, position = result.keep.nonzero()[row].tolist()
     where = f"the row at hook point '{hook}', sequence {first_sequence + sequence}, position {position}"
     if bool(raw[hook][row].isfinite().all()):
-        return f"{where} is too large for {dtype}: set data.dtype=bfloat16 or float32, or data.on_nonfinite=skip to leave such rows out"
+        return f"{where} is too large for {DTYPES[dtype]}: set data.dtype=bfloat16 or float32, or data.on_nonfinite=skip to leave such rows out"
     return f"{where} has NaN or infinite entries: set data.on_nonfinite=skip to leave such rows out and count them"
 
 
@@ -127,5 +133,5 @@ class Passes:
                 f"the text '{self.text.name}' has token id {int(ids.max())}, {self.transformer.name} has {self.vocabulary} tokens: "
                 "it was tokenised for another transformer"
             )
-        hooks, dtype = list(self.manifest.widths), DTYPES[self.manifest.dtype]
+        hooks, dtype = list(self.manifest.widths), self.manifest.dtype
         return forward(self.model, hooks, ids.to(self.device), self.special, dtype, self.skip_nonfinite, start)

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from sae_lightning.data.encoded import DTYPES
 from sae_lightning.data.forward import Passes
-from sae_lightning.data.manifest import DTYPES, MANIFEST, STATISTICS, Manifest, read_manifest
+from sae_lightning.data.manifest import MANIFEST, STATISTICS, Manifest, read_manifest
 from sae_lightning.data.progress import Progress
 from sae_lightning.data.store import Store
 from sae_lightning.data.text import Text
@@ -36,7 +37,8 @@ class Harvest:
     `max_tokens` are fed, in sequences of `context_length`; a text that ends earlier gives fewer, which is said. One forward pass
     serves all `hooks` (None: the transformer's own). Special tokens (BOS, EOS, padding) give no rows. `exclude_norm_above` leaves out
     rows (sink tokens) whose norm, at any hook point, exceeds so many times the median norm of the first 8192 rows; how many exceed
-    10 times is always counted. `on_nonfinite`: what to do with rows that are NaN, infinite, or too large for `dtype`. `shard_rows` and
+    10 times is always counted. `on_nonfinite`: what to do with rows that are NaN, infinite, or too large for `dtype` (int8: bytes with a scale
+    for each row and hook point). `shard_rows` and
     `forward_batch_size` (sequences) do not determine the rows: those of a store that was begun stay as they were. The folder is
     `<stores>/<transformer>-<text>-<hash of what determines the rows>`.
 
@@ -50,7 +52,7 @@ class Harvest:
         hooks: Sequence[str] | None = None,
         context_length: int = 128,
         max_tokens: int = 1_000_000,
-        dtype: Literal["float16", "bfloat16", "float32"] = "bfloat16",
+        dtype: str = "bfloat16",
         on_nonfinite: Literal["refuse", "skip"] = "refuse",
         exclude_norm_above: float | None = None,
         shard_rows: int = 32_768,
@@ -115,6 +117,8 @@ class Harvest:
         for name in ("context_length", "max_tokens", "shard_rows", "forward_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name} is {getattr(self, name)}: give a positive number")
+        if self.dtype not in DTYPES:
+            raise InputError(f"data.dtype is '{self.dtype}': choose one of {', '.join(DTYPES)}")
         if self.exclude_norm_above is not None and self.exclude_norm_above <= 1:
             raise InputError(f"data.exclude_norm_above is {self.exclude_norm_above}: give a multiple of the median norm, such as 10")
         if self.sequences < 1:
@@ -130,6 +134,7 @@ class Harvest:
             raise InputError(f"data.context_length={self.context_length} is more than {self.transformer.name} can read: at most {longest}")
         self.text.check()
         row = sum(widths.values()) * DTYPES[self.dtype].itemsize + 20  # 20: token, sequence, position; the sequence's tokens
+        row += 4 * len(widths) if self.dtype == "int8" else 0  # their scales
         written = sum(shard.bytes for shard in manifest.shards if (self.path / shard.name).exists()) if manifest else 0
         needed = self.sequences * self.context_length * row - written
         free = shutil.disk_usage(_existing(self.stores)).free

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sae_lightning.data.encoded import DTYPES
 from sae_lightning.errors import InputError
 from sae_lightning.files import write_json
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of what is written; every one up to it is read. 2: int8 rows with a scale each, stores that were merged or cut."""
+
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.safetensors"
 STAMPS = ".verified.json"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 TOKEN, SEQUENCE, POSITION = "token", "sequence", "position"
 """Tensors of a shard with one entry per row: token id [N] int32, number of the sequence [N] int64, position in it [N] int32."""
@@ -91,14 +91,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{folder} is no activation store: {MANIFEST} cannot be read ({error.strerror}); check data.store") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: delete the folder {folder}, the next run harvests it again") from error
-    if schema != SCHEMA:
-        raise InputError(
-            f"{folder} has schema version {schema}, this package reads {SCHEMA}: use the version of sae_lightning that wrote it"
-        )
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise InputError(f"{folder} has schema version {schema}, this package reads up to {SCHEMA}: update sae_lightning to read it")
     try:
         shards = [Shard(**shard | {"counts": Counts(**shard["counts"])}) for shard in content.pop("shards")]
         del content["counts"]  # their total is for other readers
-        return Manifest(**content, shards=shards)
+        manifest = Manifest(**content, shards=shards)
+        _ = DTYPES[manifest.dtype]
+        return manifest
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: delete the folder {folder}, the next run harvests it again") from error
 
@@ -112,6 +112,11 @@ def total(counts: Iterable[Counts]) -> Counts:
         for hook, n in each.large_norms.items():
             result.large_norms[hook] = result.large_norms.get(hook, 0) + n
     return result
+
+
+def scale_key(hook: str) -> str:
+    """Name of the tensor of a shard that holds the scale of each row at a hook point [N] float32, where rows are int8."""
+    return f"scale.{hook}"
 
 
 def shard_name(index: int) -> str:

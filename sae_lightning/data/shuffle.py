@@ -115,11 +115,12 @@ class ShuffledRows:
         chosen = chosen.sort().values  # in the order of the files
         starts, lengths = self.parts.block_start[chosen].tolist(), self.parts.block_rows[chosen].tolist()
         widths = [self.store.width(hook) for hook in self.hooks]
-        rows = torch.empty(sum(lengths), sum(widths), dtype=self.store.dtype)
+        dtype = torch.float32 if self.store.dtype == torch.int8 else self.store.dtype
+        rows = torch.empty(sum(lengths), sum(widths), dtype=dtype)
         for hook, of_hook in zip(self.hooks, rows.split(widths, dim=1), strict=True):
             at = 0
             for start, length in zip(starts, lengths, strict=True):
-                of_hook[at : at + length] = self.store.read(hook, start, start + length)
+                of_hook[at : at + length] = self.store.read(hook, start, start + length).float()
                 at += length
         self._permutation = torch.randperm(len(rows), generator=generator(self.seed, "rows", self._pass, window))
         self._held, self._window = (self._pass, window), rows

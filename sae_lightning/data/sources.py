@@ -21,7 +21,7 @@ def harvested(
     hooks: list[str] | None = None,
     context_length: int = 128,
     max_tokens: int = 1_000_000,
-    dtype: Literal["float16", "bfloat16", "float32"] = "bfloat16",
+    dtype: str = "bfloat16",
     on_nonfinite: Literal["refuse", "skip"] = "refuse",
     exclude_norm_above: float | None = None,
     shard_rows: int = 32_768,

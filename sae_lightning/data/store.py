@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float32, Int, Int64
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lightning.data import manifest as names
+from sae_lightning.data.encoded import DTYPES, Encoded, joined
 from sae_lightning.data.manifest import STAMPS, STATISTICS, Manifest, read_manifest
 from sae_lightning.data.statistics import Statistics, statistics_from_tensors
 from sae_lightning.errors import InputError
@@ -72,7 +73,12 @@ class Store:
 
     @property
     def dtype(self) -> torch.dtype:
-        return names.DTYPES[self.manifest.dtype]
+        return DTYPES[self.manifest.dtype]
+
+    @property
+    def shard_starts(self) -> Int64[Tensor, " shards_and_one"]:
+        """The first row of each shard, and the number of rows."""
+        return torch.from_numpy(self._first_row)
 
     @property
     def sequence_bounds(self) -> Int64[Tensor, " sequences_and_one"]:
@@ -87,8 +93,8 @@ class Store:
         check_hook(hook, self.manifest.widths, self.path)
         return statistics_from_tensors(hook, self._statistics)
 
-    def read(self, hook: str, start: int, stop: int) -> Float[Tensor, "rows d"]:
-        """Rows start … stop − 1 in the storage dtype: a view of the mapped file where one shard holds them all, so do not write into it."""
+    def read(self, hook: str, start: int, stop: int) -> Encoded:
+        """Rows start … stop − 1 as they are stored: a view of the mapped file where one shard holds them all, so do not write into it."""
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"rows {start} to {stop} of {self.rows}")
         self.width(hook)
@@ -98,18 +104,23 @@ class Store:
             first, last = int(self._first_row[shard]), int(self._first_row[shard + 1])
             end = min(stop, last)
             if end > start:
-                parts.append(self._tensor(shard, hook)[start - first : end - first])
+                parts.append(self._encoded(shard, hook).at(slice(start - first, end - first)))
             start, shard = max(start, end), shard + 1
-        return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0, self.width(hook), dtype=self.dtype), *parts])
+        return joined(parts or [self._encoded(0, hook).at(slice(0))])
 
-    def rows_at(self, hook: str, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """A copy of the rows with these numbers, in the order given, in the storage dtype."""
-        found = torch.empty(len(rows), self.width(hook), dtype=self.dtype)
+    def mapped(self, hook: str) -> list[Encoded]:
+        """The rows of each shard, mapped into memory for as long as this lives."""
+        self.width(hook)
+        return [self._encoded(shard, hook) for shard in range(len(self.manifest.shards))]
+
+    def rows_at(self, hook: str, rows: Int64[Tensor, " n"]) -> Float32[Tensor, "n d"]:
+        """A copy of the rows with these numbers, in the order given."""
+        found = torch.empty(len(rows), self.width(hook))
         shards = torch.from_numpy(np.searchsorted(self._first_row, rows.numpy(), side="right") - 1)
         for shard in shards.unique().tolist():
             here = (shards == shard).nonzero()[:, 0]
             within, order = (rows[here] - int(self._first_row[shard])).sort()  # in the order of the file
-            found[here[order]] = self._tensor(shard, hook)[within]
+            found[here[order]] = self._encoded(shard, hook).at(within).float()
         return found
 
     def tokens(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Int[Tensor, "n context"]:
@@ -120,8 +131,8 @@ class Store:
             found.append(self._tensor(shard, names.TOKENS)[sequence - int(self._first_sequence[shard])])
         return torch.stack(found)
 
-    def has_row(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Tensor:
-        """Where a position of these sequences gave a row, Bool [n, context]: false for special tokens and whatever else was excluded."""
+    def has_row(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Bool[Tensor, "n context"]:
+        """Where a position of these sequences gave a row: false for special tokens and whatever else was excluded."""
         mask = torch.zeros(len(sequences), self.manifest.context_length, dtype=torch.bool)
         bounds = self.sequence_bounds
         for i, sequence in enumerate(sequences):
@@ -130,6 +141,10 @@ class Store:
             rows = slice(int(bounds[int(sequence)]) - first, int(bounds[int(sequence) + 1]) - first)
             mask[i, self._tensor(shard, names.POSITION)[rows].long()] = True
         return mask
+
+    def _encoded(self, shard: int, hook: str) -> Encoded:
+        """All rows of a shard, mapped and not read."""
+        return Encoded(self._tensor(shard, hook), self._tensor(shard, names.scale_key(hook)) if self.manifest.dtype == "int8" else None)
 
     def _tensor(self, shard: int, key: str) -> Tensor:
         """A tensor of a shard, mapped and not read."""

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sae_lightning.data import manifest as names
+from sae_lightning.data.encoded import DTYPES, Encoded
 from sae_lightning.data.forward import Rows
 from sae_lightning.data.manifest import LARGE, STAMPS, STATISTICS, Counts, Manifest, Shard, shard_name
 from sae_lightning.data.statistics import Moments, moment_keys, statistics_tensors
@@ -84,8 +85,12 @@ class ShardBuffer:
         self._moments = {hook: Moments(d) for hook, d in manifest.widths.items()}
         context = manifest.context_length
         capacity = sequences * context
-        dtype = names.DTYPES[manifest.dtype]
-        self._rows = {hook: torch.empty(capacity, d, dtype=dtype) for hook, d in manifest.widths.items()}
+        dtype = DTYPES[manifest.dtype]
+        scale = torch.empty(capacity) if dtype == torch.int8 else None
+        self._rows = {
+            hook: Encoded(torch.empty(capacity, d, dtype=dtype), None if scale is None else scale.clone())
+            for hook, d in manifest.widths.items()
+        }
         self._token, self._position = (torch.empty(capacity, dtype=torch.int32) for _ in range(2))
         self._sequence = torch.empty(capacity, dtype=torch.int64)
         self._tokens = torch.empty(sequences, context, dtype=torch.int32)
@@ -108,8 +113,11 @@ class ShardBuffer:
         counts.rows, self.sequences = start + int(keep.sum()), first + len(ids)
         here = slice(start, counts.rows)
         for hook, rows in batch.rows.items():
-            self._moments[hook].update_(rows, batch.norms[hook])
-            self._rows[hook][here] = rows.cpu()
+            self._moments[hook].update_(rows.float(), batch.norms[hook])
+            held = self._rows[hook].at(here)
+            held.values.copy_(rows.values)
+            if held.scale is not None and rows.scale is not None:
+                held.scale.copy_(rows.scale)
         sequence, position = keep.nonzero(as_tuple=True)
         self._token[here] = ids[keep].int()
         self._sequence[here] = self.first_sequence + first + sequence
@@ -119,7 +127,9 @@ class ShardBuffer:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The content of the shard's file."""
-        tensors = {hook: rows[: self.counts.rows] for hook, rows in self._rows.items()}
+        rows = {hook: rows.at(slice(self.counts.rows)) for hook, rows in self._rows.items()}
+        tensors = {hook: of_hook.values for hook, of_hook in rows.items()}
+        tensors |= {names.scale_key(hook): of_hook.scale for hook, of_hook in rows.items() if of_hook.scale is not None}
         for hook, moments in self._moments.items():
             tensors |= moments.tensors(hook)
         of_rows = {names.TOKEN: self._token, names.SEQUENCE: self._sequence, names.POSITION: self._position}

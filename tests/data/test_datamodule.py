@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.data.encoded import encode
 from sae_lightning.data.forward import Rows
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.manifest import Manifest
@@ -40,7 +41,8 @@ def store(tmp_path_factory):
         ids[:, 0] = BOS
         rows = (960 * shard + torch.arange(1.0, 961.0))[:, None].repeat(1, D)
         buffer = ShardBuffer(manifest, 64 * shard, 64)
-        buffer.add_(Rows(ids, ids != BOS, {HOOKS[0]: rows}, {HOOKS[0]: rows.double().norm(dim=1)}, special=64, nonfinite=0), None)
+        encoded = {HOOKS[0]: encode(rows, "float32")}
+        buffer.add_(Rows(ids, ids != BOS, encoded, {HOOKS[0]: rows.double().norm(dim=1)}, special=64, nonfinite=0), None)
         writer.write_shard(shard, buffer)
     writer.finish()
     return Store(writer.folder)
@@ -157,7 +159,7 @@ def test_a_sample_is_of_training_rows_without_replacement(data):
 @pytest.mark.parametrize(("scale", "expected"), [("unit", 1.0), ("sqrt_d", float(D)), ("none", None)])
 def test_scaled_rows_have_the_norm_that_the_setting_says(data, store, scale, expected):
     x, y = data(scale=scale).scale
-    rows = store.read(HOOKS[0], 0, store.rows).double()
+    rows = store.read(HOOKS[0], 0, store.rows).float().double()
     mean_square = (rows / x.double()).square().sum(1).mean().item()
     assert mean_square == pytest.approx(expected or rows.square().sum(1).mean().item(), rel=1e-6)
     assert torch.equal(x, y)

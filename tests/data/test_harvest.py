@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from sae_lightning.data import manifest as names
+from sae_lightning.data.encoded import DTYPES
 from sae_lightning.data.store import Store
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.hooks import read
@@ -19,7 +20,7 @@ fork = multiprocessing.get_context("fork")
 forks = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12: threads of torch; the child does not use them
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_are_the_activations_with_their_tokens(tmp_path, dtype):
     transformer, text = TinyLlama(), RandomText()
     store = harvest(tmp_path, transformer=transformer, text=text, dtype=dtype).ensure()
@@ -28,9 +29,11 @@ def test_rows_are_the_activations_with_their_tokens(tmp_path, dtype):
     assert store.rows == 64 * 15  # 64 sequences of 16 tokens, of which one is BOS
     assert store.hooks == HOOKS
     for hook in HOOKS:
-        rows = expected[hook][:, 1:].reshape(-1, D).to(store.dtype)
-        tolerance = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-3}[dtype]
-        torch.testing.assert_close(store.read(hook, 0, store.rows), rows, rtol=tolerance, atol=tolerance)
+        rows = expected[hook][:, 1:].reshape(-1, D)
+        tolerance = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-3, "int8": 1.6e-2}[dtype]
+        read_back = store.read(hook, 0, store.rows)
+        assert read_back.values.dtype == store.dtype == DTYPES[dtype]
+        torch.testing.assert_close(read_back.float(), rows, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(store.tokens(range(64)), ids.int())
     with safe_open(store.path / "shard-00002.safetensors", framework="pt") as file:  # sequences 32 … 47
         assert file.get_tensor("token").dtype == torch.int32
@@ -40,10 +43,11 @@ def test_rows_are_the_activations_with_their_tokens(tmp_path, dtype):
         torch.testing.assert_close(file.get_tensor("sequence_ids"), torch.arange(32, 48))
 
 
-def test_statistics_are_those_of_the_rows(tmp_path):
-    store = harvest(tmp_path, dtype="bfloat16").ensure()
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_statistics_are_those_of_the_rows_as_stored(tmp_path, dtype):
+    store = harvest(tmp_path, dtype=dtype).ensure()
     for hook in HOOKS:
-        rows = store.read(hook, 0, store.rows).double()
+        rows = store.read(hook, 0, store.rows).float().double()
         norms = rows.norm(dim=1)
         statistics = store.statistics(hook)
         assert statistics.count == store.rows
@@ -90,7 +94,7 @@ def test_manifest_says_what_the_store_is(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert folder.name.startswith("tiny-random-")
     assert len(folder.name) == len("tiny-random-") + 10
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["complete"] is True
     assert manifest["identity"]["transformer"] == {"name": "tiny", "spoilt": False, "dtype": "float32"}
     counts = {"tokens": 1024, "rows": 960, "special": 64, "nonfinite": 0, "norm_above_limit": 0, "large_norms": dict.fromkeys(HOOKS, 0)}
@@ -195,14 +199,15 @@ def test_a_text_that_ends_gives_what_it_has(tmp_path, caplog):
     assert files(store.path) == before
 
 
-def test_rows_that_are_not_finite_are_refused_or_skipped(tmp_path):
-    settings = {"transformer": TinyLlama(spoilt=True), "text": RandomText(rare=NAN)}
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_rows_that_are_not_finite_are_refused_or_skipped(tmp_path, dtype):
+    settings = {"transformer": TinyLlama(spoilt=True), "text": RandomText(rare=NAN), "dtype": dtype}
     with pytest.raises(InputError, match=r"'model.layers.0', sequence 3, position 1 has NaN .* data.on_nonfinite=skip"):
         harvest(tmp_path, **settings).ensure()
     store = harvest(tmp_path, on_nonfinite="skip", **settings).ensure()
     assert store.manifest.counts.nonfinite == 7 * 15  # sequences 3, 13, …, 63: attention carries NaN through a whole sequence
     assert store.rows == 57 * 15
-    assert store.read(HOOKS[0], 0, store.rows).isfinite().all()
+    assert store.read(HOOKS[0], 0, store.rows).float().isfinite().all()
     assert store.sequence_bounds.diff().tolist() == [0 if i % 10 == 3 else 15 for i in range(64)]
     assert store.has_row([2, 3]).sum(1).tolist() == [15, 0]
 
@@ -232,7 +237,7 @@ def test_the_median_does_not_depend_on_the_shards(tmp_path):
     big = harvest(tmp_path / "big", max_tokens=16_384, shard_rows=16_384).ensure()
     small = harvest(tmp_path / "small", max_tokens=16_384, shard_rows=1024, forward_batch_size=64).ensure()
     assert len(small.manifest.shards) == 16
-    norms = big.read(HOOKS[0], 0, 8192).double().norm(dim=1)
+    norms = big.read(HOOKS[0], 0, 8192).float().double().norm(dim=1)
     for store in (big, small):
         assert abs(store.statistics(HOOKS[0]).median_norm / float(norms.median()) - 1) < 1e-6
 
@@ -251,6 +256,7 @@ def test_special_tokens_are_left_out_and_that_is_said(tmp_path, caplog):
         ({"max_tokens": 15}, "data.max_tokens=15 is less than one sequence"),
         ({"context_length": 65}, "data.context_length=65 is more than tiny can read: at most 64"),
         ({"context_length": 0}, "data.context_length is 0"),
+        ({"dtype": "int4"}, "data.dtype is 'int4': choose one of float16, bfloat16, float32, int8"),
         ({"exclude_norm_above": 0.5}, "data.exclude_norm_above is 0.5"),
         ({"hooks": []}, "data.hooks is"),
         ({"hooks": ["model.layers.7"]}, "model.layers.7"),

@@ -25,8 +25,8 @@ def copy(made, tmp_path):
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 960), (0, 0), (960, 960), (239, 241), (240, 480), (100, 700), (959, 960)])
 def test_contiguous_rows_over_shards(made, start, stop):
-    whole = torch.cat([made.read(HOOKS[1], 240 * i, 240 * (i + 1)) for i in range(4)])
-    torch.testing.assert_close(made.read(HOOKS[1], start, stop), whole[start:stop], rtol=0, atol=0)
+    whole = torch.cat([made.read(HOOKS[1], 240 * i, 240 * (i + 1)).float() for i in range(4)])
+    torch.testing.assert_close(made.read(HOOKS[1], start, stop).float(), whole[start:stop], rtol=0, atol=0)
 
 
 def test_rows_outside_are_an_error(made):
@@ -36,13 +36,18 @@ def test_rows_outside_are_an_error(made):
 
 
 def test_scattered_rows_come_in_the_order_asked_for(made):
-    whole = made.read(HOOKS[0], 0, made.rows)
+    whole = made.read(HOOKS[0], 0, made.rows).float()
     rows = torch.randint(0, made.rows, (500,), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(made.rows_at(HOOKS[0], rows), whole[rows], rtol=0, atol=0)
 
 
 def test_reading_maps_the_files_and_copies_nothing(made):
-    assert made.read(HOOKS[0], 3, 7).data_ptr() - made.read(HOOKS[0], 0, 1).data_ptr() == 3 * 16 * 4  # 3 rows of 16 float32
+    first = made.read(HOOKS[0], 0, 1).values.data_ptr()
+    assert made.read(HOOKS[0], 3, 7).values.data_ptr() - first == 3 * 16 * 4  # 3 rows of 16 float32
+    assert made.mapped(HOOKS[0])[0].values.data_ptr() == first
+    with open("/proc/self/maps") as maps:
+        ranges = [(line.split()[0].split("-"), line) for line in maps]
+    assert any(int(a, 16) <= first < int(b, 16) and "shard-00000.safetensors" in line for (a, b), line in ranges)
 
 
 def test_an_altered_shard_is_named(copy):
@@ -99,7 +104,9 @@ def test_checksums_are_computed_once_for_a_file_that_does_not_change(made, copy,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "has schema version 2, this package reads 1"),
+        ({"schema": 3}, "has schema version 3, this package reads up to 2: update sae_lightning"),
+        ({"schema": "two"}, "is damaged"),
+        ({"dtype": "int4"}, "is damaged"),
         ({"complete": False}, "is incomplete .4 of 4 shards"),
         ({"shards": 3}, "is damaged"),
         ({"surprise": 1}, "is damaged"),

@@ -37,7 +37,7 @@ def test_x_and_y_are_of_the_same_tokens(store: Store) -> None:
     data = of(store, views="pair", hook=WIDE, hook_out=HOOKS[0])
     assert data.shape == ((32,), (D,))
     assert data.hooks == ((WIDE,), (HOOKS[0],))
-    every_x, every_y = store.read(WIDE, 0, store.rows), store.read(HOOKS[0], 0, store.rows)
+    every_x, every_y = store.read(WIDE, 0, store.rows).float(), store.read(HOOKS[0], 0, store.rows).float()
     for batch in (data.train_batch(0), data.train_batch(9), data.sample(50, 3), *data.held_out()):
         rows = (batch.x[:, None] == every_x).all(2).double().argmax(1)
         assert_close(every_x[rows], batch.x, rtol=0, atol=0)
