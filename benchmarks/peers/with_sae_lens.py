@@ -99,3 +99,33 @@ ARCHITECTURES: dict[str, Callable[[Job], Training]] = {
     "gated": _sae(GatedTrainingSAE, GatedTrainingSAEConfig, **_l1),
     "jumprelu": _sae(JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, **_l0),
 }  # fmt: skip
+
+
+def cached(folder: str, out: str, context: int, d: int, sequences: int) -> dict[str, Any]:
+    """What its CacheActivationsRunner writes of a small random transformer, into `folder`; what its ActivationsStore reads there, into `out`."""
+    from datasets import Dataset
+    from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig, cache_activations_runner
+    from sae_lens.training.activations_store import ActivationsStore
+    from safetensors.torch import save_file
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    torch.manual_seed(0)
+    size = {"n_layers": 1, "d_model": d, "n_ctx": context, "d_head": d, "n_heads": 1, "d_vocab": 32}
+    model = HookedTransformer(HookedTransformerConfig(**size, act_fn="relu", device="cpu"))
+    cache_activations_runner.load_model = lambda **_: model  # there is none by that name
+    hook, batch = "blocks.0.hook_resid_post", 4
+    runner = CacheActivationsRunnerConfig(
+        dataset_path="random", model_name="random", model_batch_size=batch, hook_name=hook, d_in=d, training_tokens=sequences * context,
+        context_size=context, new_cached_activations_path=folder, dtype="float16", device="cpu", prepend_bos=False, streaming=False,
+        shuffle=False, buffer_size_gb=2.5 * batch * context * d * 2 / 1e9,  # two batches to a file
+    )  # fmt: skip
+    text = Dataset.from_dict({"input_ids": torch.randint(32, (sequences, context)).tolist()})
+    CacheActivationsRunner(runner, override_dataset=text).run()
+    read = ActivationsStore(
+        model=model, dataset=None, streaming=False, hook_name=hook, hook_head_index=None, context_size=context, d_in=d, n_batches_in_buffer=1,
+        total_training_tokens=sequences * context, store_batch_size_prompts=sequences, train_batch_size_tokens=1, prepend_bos=False,
+        normalize_activations="none", device=torch.device("cpu"), dtype="float16", cached_activations_path=folder,
+    )  # fmt: skip
+    rows, token_ids = read.get_raw_llm_batch()
+    save_file({"rows": rows, "token_ids": token_ids.view(sequences, context).int()}, out)
+    return {}

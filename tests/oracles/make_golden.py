@@ -3,9 +3,11 @@
     make oracles        # or, where `make peers` was run: python -m tests.oracles.make_golden
 
 golden/problem.safetensors holds weights and rows, golden/<library>.safetensors what that library made of them: `<case>/term.<its name>`,
-`<case>/loss` and `<case>/grad.<our name of the parameter>`. tests/oracles/test_*.py compare ours with it.
+`<case>/loss` and `<case>/grad.<our name of the parameter>`. tests/oracles/test_*.py compare ours with it. golden/sae_lens_cache/ is a folder
+of activations as SAELens caches them, golden/sae_lens_cache.safetensors what it reads there: of tests/data/foreign/test_arrow.py.
 """
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 D, LATENTS, BATCH, K = 8, 32, 16, 4
 GROUPS = [4, 4, 8, 16]
 SPARSITY, BANDWIDTH, TANH = 0.3, 0.3, 4.0
+CONTEXT, SEQUENCES = 6, 24
 
 
 def problem() -> dict[str, Tensor]:
@@ -110,6 +113,16 @@ def made_by(library: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def make_cache() -> None:
+    from benchmarks.peers.client import Peer
+
+    folder = GOLDEN / "sae_lens_cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    with Peer("sae_lens") as peer:
+        out = str(folder.with_suffix(".safetensors"))
+        peer.ask("call", function="cached", folder=str(folder), out=out, context=CONTEXT, d=D, sequences=SEQUENCES)
+
+
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     given = problem()
@@ -118,6 +131,7 @@ def main() -> None:
         found = made_by(library, given)
         print(f"{library}: {len(CASES[library])} cases, {(GOLDEN / f'{library}.safetensors').stat().st_size} bytes")
         assert all(torch.isfinite(value).all() for value in found.values())
+    make_cache()
 
 
 if __name__ == "__main__":
