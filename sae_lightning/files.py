@@ -23,8 +23,12 @@ def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with open(temporary, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # that of new files here: some libraries write theirs for their owner alone
+        temporary.unlink()
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), mode & 0o777)
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             os.replace(path, previous)

@@ -15,6 +15,17 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path):
     assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"file": "two"}
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_file_is_for_whom_new_files_are(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "file") as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors writes
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
 def test_the_one_before_is_kept_where_that_is_asked_for(tmp_path):
     path, previous = tmp_path / "file", tmp_path / "before"
     for text in ("one", "two", "three"):

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,33 +178,48 @@ def check_hook(hook: str, widths: dict[str, int], where: object) -> None:
         raise InputError(f"hook point '{hook}' is not in {where}: it holds {', '.join(widths)}; set data.hook to one of them")
 
 
+def listed(manifest: Manifest) -> list[tuple[str, int | None, str]]:
+    """The files of a store: name, bytes (where the manifest says), sha256."""
+    files: list[tuple[str, int | None, str]] = [(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
+    return files if manifest.statistics_sha256 is None else [*files, (STATISTICS, None, manifest.statistics_sha256)]
+
+
 def verify(folder: Path, manifest: Manifest, may_be_missing: bool = False) -> None:
     """Compares the files of a store with its manifest: sizes always, checksums of those whose size or time changed since the last time.
 
     Errors: InputError, which names the file. With `may_be_missing`, missing files are none.
     """
-    files: list[tuple[str, int | None, str]] = [(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
-    if manifest.statistics_sha256 is not None:
-        files.append((STATISTICS, None, manifest.statistics_sha256))
     stamps = read_stamps(folder)
-    again = "a run with the configuration that made the store harvests it again"
     checked = False
-    for name, size, sha256 in files:
+    for name, size, sha256 in listed(manifest):
         path = folder / name
-        if not path.exists():
-            if may_be_missing:
-                continue
-            raise InputError(f"{path} is missing: {again}")
-        if size is not None and path.stat().st_size != size:
-            raise InputError(f"{path} is truncated or altered ({path.stat().st_size} bytes instead of {size}): delete it, {again}")
-        if stamps.get(name) == stamp(path, sha256):
+        if may_be_missing and not path.exists():
             continue
-        if checksum(path) != sha256:
-            raise InputError(f"{path} is altered (its checksum is not that of the manifest): delete it, {again}")
-        stamps[name], checked = stamp(path, sha256), True
+        known = stamps.get(name)
+        problem = fault(path, size, None if known and os.access(path, os.R_OK) and known == stamp(path, sha256) else sha256)
+        if problem:
+            raise InputError(problem)
+        if known != (now := stamp(path, sha256)):
+            stamps[name], checked = now, True
     if checked:
         with contextlib.suppress(OSError, InputError):  # a store may lie where this user cannot write
             write_json(folder / STAMPS, stamps)
+
+
+def fault(path: Path, size: int | None, sha256: str | None) -> str | None:
+    """What is wrong with a file of a store, in one line; None where nothing is. None for what shall not be looked at."""
+    again = "a run with the configuration that made the store harvests it again"
+    try:
+        there = path.stat().st_size
+        if size is not None and there != size:
+            return f"{path} is truncated or altered ({there} bytes instead of {size}): delete it, {again}"
+        if sha256 is not None and checksum(path) != sha256:
+            return f"{path} is altered (its checksum is not that of the manifest): delete it, {again}"
+    except FileNotFoundError:
+        return f"{path} is missing: {again}"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}): ask its owner for the right to read it, or look after the disk"
+    return None
 
 
 def read_stamps(folder: Path) -> dict[str, list[Any]]:
@@ -222,3 +239,9 @@ def stamp(path: Path, sha256: str) -> list[Any]:
 def checksum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    from sae_lightning.data.command import main
+
+    sys.exit(main())

@@ -13,6 +13,7 @@ from sae_lightning.data.forward import Rows
 from sae_lightning.data.manifest import LARGE, STAMPS, STATISTICS, Counts, Manifest, Shard, shard_name
 from sae_lightning.data.statistics import Moments, moment_keys, statistics_tensors
 from sae_lightning.data.store import checksum, read_stamps, stamp, verify
+from sae_lightning.errors import InputError
 from sae_lightning.files import replacing, write_json
 
 
@@ -34,6 +35,8 @@ class StoreWriter:
     def missing(self) -> list[int]:
         """Numbers of the shards that are still to be harvested: those that were never written, and those that somebody deleted."""
         written = self.manifest.shards
+        if any(shard.first_sequence != i * self.manifest.shard_sequences for i, shard in enumerate(written)):
+            raise InputError(f"{self.folder} was merged from shards of several sizes, which cannot be harvested one by one: delete it")
         return [i for i in range(self.manifest.shards_expected()) if i >= len(written) or not (self.folder / written[i].name).exists()]
 
     def set_median_norms(self, medians: dict[str, float]) -> None:
