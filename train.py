@@ -12,7 +12,7 @@ def main(cfg: DictConfig) -> float:
     from sae_lightning.run.record import recording
 
     run = build(cfg)
-    with recording(run.folder, seed=cfg.seed, module=run.module, progress=run.progress):
+    with recording(run.folder, seed=cfg.seed, module=run.module, progress=run.progress, data=run.data.about):
         run.fit()
         score(cfg, run.data, run.folder)
     return float(run.trainer.callback_metrics[cfg.optimized_metric])

@@ -55,7 +55,7 @@ class FineTune:
 
     def begin(self, data: RowsDataModule, device: torch.device) -> None:
         """Loads the transformer. Errors: InputError, as loading, and where the ranks cannot share the sequences of a batch."""
-        context = data.tokens_train(0, 1)[0].shape[1]
+        context = data.tokens_held_out(1)[0].shape[1]
         self.data, self.sequences = data, max(1, self.batch_tokens // context)
         if self.sequences % ranks.count():
             raise InputError(

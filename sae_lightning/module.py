@@ -199,6 +199,7 @@ class SAEModule(L.LightningModule):
             "train/dead": float(self.sae.dictionary.dead.sum()),
             "details/rows": float(self.rows.batches_trained * self.rows.batch_size),
         }
+        values |= {f"details/{name}": value for name, value in self.rows.numbers().items()}
         values["train/dead_pct"] = 100 * values["train/dead"] / self.sae.dictionary.d_sae
         values["train/alive"] = self.sae.dictionary.d_sae - values["train/dead"]
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})

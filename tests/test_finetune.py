@@ -40,6 +40,9 @@ class Given(SyntheticDataModule):
     def tokens_train(self, index: int, n: int) -> tuple[Tensor, Tensor]:
         return self.ids[:n], self.special[:n]
 
+    def tokens_held_out(self, n: int) -> tuple[Tensor, Tensor]:
+        return self.tokens_train(0, n)
+
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:

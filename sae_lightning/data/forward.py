@@ -83,13 +83,15 @@ def _first_nonfinite(result: Rows, raw: dict[str, Tensor], finite: Tensor, dtype
 class Passes:
     """The rows of a text's sequences, one forward pass at a time, in any order; cheapest in ascending order.
 
-    The transformer is loaded at once, on a GPU where there is one.
+    The transformer is loaded at once, on `device`; None: on a GPU where there is one.
     """
 
-    def __init__(self, transformer: Transformer, text: Text, manifest: Manifest, seed: int, skip_nonfinite: bool):
+    def __init__(
+        self, transformer: Transformer, text: Text, manifest: Manifest, seed: int, skip_nonfinite: bool, device: torch.device | None = None
+    ):
         self.transformer, self.text, self.manifest = transformer, text, manifest
         self.seed, self.skip_nonfinite = seed, skip_nonfinite
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = transformer.load(self.device)
         self.special = torch.tensor(manifest.special_ids, dtype=torch.int64, device=self.device)
         self.vocabulary: int | None = getattr(transformer.config().get_text_config(), "vocab_size", None)

@@ -88,6 +88,15 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         """
         raise InputError(f"{type(self).__name__} has no tokens: its rows do not come from a transformer")
 
+    def numbers(self) -> dict[str, float]:
+        """What is logged of the source itself, beside the batch just trained on, as details/<name>."""
+        return {}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What run.json says of the source. JSON-able."""
+        return {"source": type(self).__name__}
+
     # -- loaders ----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:

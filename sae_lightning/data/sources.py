@@ -6,10 +6,14 @@ from typing import Literal
 from sae_lightning.data.batch import Views
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.harvest import Harvest
+from sae_lightning.data.live import LiveDataModule
 from sae_lightning.data.store import ExistingStore
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
+
+ENDLESS = 1 << 60
+"""Tokens: more than any text has."""
 
 
 def harvested(
@@ -20,7 +24,7 @@ def harvested(
     hook: str | None = None,
     hooks: list[str] | None = None,
     context_length: int = 128,
-    max_tokens: int = 1_000_000,
+    max_tokens: int | None = 1_000_000,
     dtype: str = "bfloat16",
     on_nonfinite: Literal["refuse", "skip"] = "refuse",
     exclude_norm_above: float | None = None,
@@ -33,15 +37,20 @@ def harvested(
     seed: int = 0,
     hook_out: str | None = None,
     views: Views = "one",
-) -> ActivationDataModule:
-    """Rows of a transformer that reads a text; the store below `stores` is made where it is missing.
+    mode: Literal["store", "live"] = "store",
+) -> ActivationDataModule | LiveDataModule:
+    """Rows of a transformer that reads a text; the store below `stores` is made where it is missing. With `mode` live there is none: the
+    transformer reads while the SAE is trained, at most `max_tokens` in a pass of the text (None: all of it, `mode` live only).
 
     `views`: rows at `hook` (`one`), x at `hook` and y at `hook_out` (`pair`), or all of `hooks` side by side (`stack`). `hooks` are
     harvested together: None means those that rows are wanted of, which are the transformer's own where they are not given: the first
     of its `hooks`, the input and output of its middle MLP, the outputs of three of its layers. `seed` orders the rows and never
-    harvests again; `harvest_seed` is the text's. The rest: `Harvest`, `ActivationDataModule`. Errors: InputError, theirs, for a choice
-    of hook points that is none, and for fewer tokens than a batch has rows.
+    harvests again; `harvest_seed` is the text's. The rest: `Harvest`, `ActivationDataModule`, `LiveDataModule`. Errors: InputError, theirs,
+    for a choice of hook points that is none, and for fewer tokens than a batch has rows.
     """
+    if max_tokens is None and mode == "store":
+        raise InputError("data.max_tokens is null, which would store a text without end: give a number, or set data.mode=live")
+    max_tokens = ENDLESS if max_tokens is None else max_tokens
     if max_tokens < batch_size:
         raise InputError(f"data.max_tokens={max_tokens} is less than one batch of data.batch_size={batch_size} rows: raise it")
     if hooks is not None or views == "stack":
@@ -66,6 +75,8 @@ def harvested(
         seed=harvest_seed,
         stores=stores,
     )
+    if mode == "live":
+        return LiveDataModule(harvest, trained[0], batch_size, validation_rows, pool_rows, scale, seed, others=trained[1:], views=views)
     return _datamodule(harvest, trained, batch_size, validation_rows, pool_rows, scale, seed, transformer, views)
 
 

@@ -36,7 +36,7 @@ def register_resolvers() -> None:
 
 
 def run_name(cfg: DictConfig) -> str:
-    """<model>[-<dictionary>][-<sparsity>]-<F1024 or x8>-s<seed>, with what the configuration knows.
+    """<model>[-<dictionary>][-<sparsity>]-<F1024 or x8>[-live]-s<seed>, with what the configuration knows.
 
     `name` stands for all of it. F is the number of latents where it is known before the data is: from `dictionary.d_sae`, or from `data.d`.
     Null models go without it: most of them have a size of their own.
@@ -52,6 +52,8 @@ def run_name(cfg: DictConfig) -> str:
     parts += [f"{mark}{_short(value)}" for mark, value in known.items() if value is not None]
     if not str(_select(cfg, "model._target_")).startswith("sae_lightning.models.null."):
         parts += _size(cfg)
+    if _select(cfg, "data.mode") == "live":
+        parts.append("live")
     if _select(cfg, "seed") is not None:
         parts.append(f"s{cfg.seed}")
     return "-".join(part.replace("/", "_").replace("=", "_") for part in parts)

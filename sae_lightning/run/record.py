@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,16 +41,19 @@ class Progress(NamedTuple):
 
 
 @contextlib.contextmanager
-def recording(folder: str | Path, *, seed: int, module: nn.Module, progress: Callable[[], Progress]) -> Iterator[None]:
+def recording(
+    folder: str | Path, *, seed: int, module: nn.Module, progress: Callable[[], Progress], data: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Writes run.json when the block begins (status running) and when it ends: finished, failed or interrupted.
 
+    data: what is said of the source of rows.
     progress: asked at the end. A run that ends well before its last step (`trainer.max_time`) is interrupted. A killed process leaves
     `running`. Inside, a signal raises Interrupted, and this process holds the folder's lock. Ranks above 0 write nothing. Errors:
     InputError where another process is at work in the folder.
     """
     if rank() == 0:
         hold(Path(folder))
-    start_record(folder, seed=seed, module=module)
+    start_record(folder, seed=seed, module=module, data=data)
     status = "failed"
     try:
         with leaving_at_once():
@@ -64,7 +67,7 @@ def recording(folder: str | Path, *, seed: int, module: nn.Module, progress: Cal
         release(Path(folder))
 
 
-def start_record(folder: str | Path, *, seed: int, module: nn.Module) -> None:
+def start_record(folder: str | Path, *, seed: int, module: nn.Module, data: Mapping[str, Any] | None = None) -> None:
     """Writes run.json; a folder that has one (a resumed run) keeps the earlier ones' beginnings and ends in `before`."""
     if rank() != 0:
         return
@@ -80,6 +83,7 @@ def start_record(folder: str | Path, *, seed: int, module: nn.Module) -> None:
         "words": words(),
         "process": {"host": platform.node(), "pid": os.getpid()},
         "seed": seed,
+        "data": data,
         "git": git_state(Path(sae_lightning.__file__).parent),
         "versions": versions(),
         "platform": platform.platform(),
