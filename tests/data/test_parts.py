@@ -122,7 +122,7 @@ def test_stores_of_different_texts_follow_one_another(made, tmp_path):
     again = merge([piece.path for piece in split(everything.path, 5, tmp_path / "parts")], tmp_path / "again")
     assert files(again.path) == files(everything.path)
     with pytest.raises(InputError, match=r"both hold rows of .* and are not parts of one store"):
-        merge([both.path, harvest(tmp_path / "shorter", dtype="int8", max_tokens=512).ensure().path], tmp_path / "no")
+        merge([both.path, harvest(tmp_path / "shorter", dtype="int8", max_tokens=512, shard_rows=128).ensure().path], tmp_path / "no")
     with pytest.raises(InputError, match="hold the same rows"):
         merge([everything.path, third.path], tmp_path / "no")
     fourth = harvest(tmp_path / "fourth", dtype="int8", seed=6).ensure()
