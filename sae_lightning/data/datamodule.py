@@ -10,10 +10,12 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from sae_lightning.data.batch import Batch, Hooks, Shape, Views, arranged, cut
+from sae_lightning.data.foreign.existing import ExistingCache
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.rows import RowsDataModule, scale_of
 from sae_lightning.data.shuffle import ShuffledRows, ShuffledSequences, Split, split
-from sae_lightning.data.store import ExistingStore, Store, check_hook
+from sae_lightning.data.store import ExistingStore, check_hook
+from sae_lightning.data.stored import StoredRows
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
 
@@ -32,7 +34,7 @@ class ActivationDataModule(RowsDataModule):
 
     def __init__(
         self,
-        source: Harvest | ExistingStore,
+        source: Harvest | ExistingStore | ExistingCache,
         hook: str,
         batch_size: int,
         validation_rows: int | None = None,
@@ -72,14 +74,14 @@ class ActivationDataModule(RowsDataModule):
         return Hooks(*arranged(self.side_by_side, self.views))
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> StoredRows:
         return self.source.ensure()
 
     @cached_property
     def parts(self) -> Split:
         """Training and validation rows."""
         for hook in self.side_by_side:
-            check_hook(hook, self.store.manifest.widths, self.store.path)
+            self.store.width(hook)
         parts = split(self.store, self.validation_rows)
         if parts.train_rows < self.batch_size:
             raise InputError(

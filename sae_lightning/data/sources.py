@@ -5,6 +5,7 @@ from typing import Literal
 
 from sae_lightning.data.batch import Views
 from sae_lightning.data.datamodule import ActivationDataModule
+from sae_lightning.data.foreign.existing import ExistingCache, existing
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.live import LiveDataModule
 from sae_lightning.data.store import ExistingStore
@@ -92,22 +93,26 @@ def cached(
     hook_out: str | None = None,
     hooks: list[str] | None = None,
     views: Views = "one",
+    stores: str = "stores",
 ) -> ActivationDataModule:
-    """Rows of the store in the folder `store`, which must be complete.
+    """Rows of what lies in the folder `store`: a store, which must be complete, or other people's files (`existing`), whose statistics
+    are kept below `stores`.
 
     `views`: rows at `hook` (`one`; None: the first hook point), x at `hook` and y at `hook_out` (`pair`; None: the first two), or of
     `hooks` side by side (`stack`; None: all). With the `transformer` that made it, evaluation can splice. The rest:
     `ActivationDataModule`. Errors: InputError, theirs, and for a folder that is no store.
     """
-    source = ExistingStore(Path(store))
+    source = existing(Path(store), Path(stores))
     held = list(source.widths()) if hook is None and hook_out is None else None  # what is named is looked for in the store later
     if hooks is not None and views != "stack":
         raise InputError("data.hooks are what dictionary=crosscoder reads; any other reads data.hook of a store: set data.hooks=null")
     trained = chosen(views, hooks or held, hook, hook_out)
+    if transformer is not None and isinstance(source, ExistingCache):
+        source.check_transformer(transformer, trained)
     return _datamodule(source, trained, batch_size, validation_rows, pool_rows, scale, seed, transformer, views)
 
 
-def _datamodule(source: Harvest | ExistingStore, trained: list[str], batch_size: int, validation_rows: int | None, pool_rows: int,
+def _datamodule(source: Harvest | ExistingStore | ExistingCache, trained: list[str], batch_size: int, validation_rows: int | None, pool_rows: int,
                 scale: Literal["unit", "sqrt_d", "none"], seed: int, transformer: Transformer | None, views: Views) -> ActivationDataModule:  # fmt: skip
     return ActivationDataModule(
         source, trained[0], batch_size, validation_rows, pool_rows, scale, seed, transformer, others=trained[1:], views=views

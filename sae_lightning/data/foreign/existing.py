@@ -1,6 +1,7 @@
 """What lies in a folder of activations: a store of this package, or other people's files."""
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sae_lightning.data.foreign.shards import open_shards, shard_files
 from sae_lightning.data.manifest import MANIFEST
 from sae_lightning.data.store import ExistingStore
 from sae_lightning.errors import InputError
+from sae_lightning.transformers.base import Transformer
 
 READ = "a store of this package (manifest.json), a dataset saved to disk, as SAELens does (state.json), or shards .npy, .safetensors or .pt"
 
@@ -32,6 +34,19 @@ class ExistingCache:
     def ensure(self) -> ForeignCache:
         """Errors: InputError for files that cannot be read, or do not go together."""
         return self.cache
+
+    def check_transformer(self, transformer: Transformer, hooks: Sequence[str]) -> None:
+        """Errors: InputError where an SAE of these rows could not be spliced into `transformer`: no token ids, other hook points or widths."""
+        if not self.cache.has_tokens:
+            raise InputError(
+                f"{self.path} holds no token_ids, and without them nothing is evaluated inside a transformer: leave out data/transformer"
+            )
+        for hook, d in transformer.widths(hooks).items():
+            here = self.cache.width(hook)
+            if d != here:
+                raise InputError(
+                    f"{self.path} has rows of width {here} at '{hook}', {transformer.name} of {d}: set data/transformer to theirs"
+                )
 
 
 def existing(path: Path, stores: Path) -> ExistingStore | ExistingCache:
