@@ -92,7 +92,7 @@ def measure(d: int, d_sae: int, batch: int, steps: int) -> tuple[float, float]:
 
 def _made_beforehand(data: RowsDataModule) -> None:
     batches = [data.train_batch(i) for i in range(4)]
-    data.train_batch = lambda index: batches[index % len(batches)]  # type: ignore[method-assign]
+    data.train_batch = lambda index, rank=0, ranks=1: batches[index % len(batches)]  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -197,7 +197,7 @@ class SAEModule(L.LightningModule):
         values |= {f"{self.sae.architecture}/{name}": float(number) for name, number in self.sae.numbers().items()}
         values |= {
             "train/dead": float(self.sae.dictionary.dead.sum()),
-            "details/rows": float(self.rows.batches_trained * self.rows.batch_size),
+            "details/rows": float(self.rows.rows_trained),
         }
         values |= {f"details/{name}": value for name, value in self.rows.numbers().items()}
         values["train/dead_pct"] = 100 * values["train/dead"] / self.sae.dictionary.d_sae

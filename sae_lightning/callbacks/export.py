@@ -34,7 +34,7 @@ def description(trainer: L.Trainer, module: SAEModule) -> dict[str, Any]:
     known = {
         "architecture": module.sae.architecture,
         "step": trainer.global_step,
-        "rows": data.batches_trained * data.batch_size,
+        "rows": data.rows_trained,
         "views": data.views,
         "widths": {"x": list(data.shape.x), "y": list(data.shape.y)},
     }

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sae_lightning.data.batch import Batch, Hooks, Shape, Views, arranged, cut
 from sae_lightning.data.foreign.existing import ExistingCache
 from sae_lightning.data.harvest import Harvest
+from sae_lightning.data.order import LastBatch, places_of
 from sae_lightning.data.rows import RowsDataModule, scale_of
-from sae_lightning.data.shuffle import ShuffledRows, ShuffledSequences, Split, split
+from sae_lightning.data.shuffle import CPU, ShuffledRows, ShuffledSequences, Split, split
 from sae_lightning.data.store import ExistingStore, check_hook
 from sae_lightning.data.stored import StoredRows
 from sae_lightning.errors import InputError
@@ -25,11 +27,14 @@ class ActivationDataModule(RowsDataModule):
 
     The others than `hook` are `others`: y of a `pair`, what follows in a `stack`. Each has a scale of its own.
     Whole sequences are held out for validation, the same ones whatever the seed (`validation_rows`; None: 5 % of the rows, at most 65 536).
-    Training rows are shuffled over the whole store: blocks of at most 64 neighbours in a random order, mixed in windows of `pool_rows`
-    rows, of which one is in memory; each pass in another order. `scale`: rows are divided in training so that E‖x‖² = 1 (`unit`), = d
-    (`sqrt_d`), or not at all (`none`); E is over all rows of the store.
+    Training rows are shuffled over the whole store: blocks of at most 64 neighbours in a random order, mixed in 64 windows of together
+    `pool_rows` rows, each pass in another order (`Order`, with `shards_at_once`). Every row comes once in a pass. Where one ends inside
+    a batch, the next pass goes on in it (`last_batch`: fill), its rows are left out (drop), or it is a shorter batch than the others
+    (short); several ranks get as many rows each, so that fewer rows than there are ranks are left out of a short one. `scale`: rows are
+    divided in training so that E‖x‖² = 1 (`unit`), = d (`sqrt_d`), or not at all (`none`); E is over all rows of the store.
 
-    Errors: InputError for a hook point that is not in the store, and for fewer training rows than a batch.
+    Errors: InputError for a hook point that is not in the store, for fewer training rows than a batch, and for a short batch of fewer
+    rows than ranks.
     """
 
     def __init__(
@@ -44,8 +49,14 @@ class ActivationDataModule(RowsDataModule):
         transformer: Transformer | None = None,
         others: Sequence[str] = (),
         views: Views = "one",
+        last_batch: LastBatch = "fill",
+        shards_at_once: int | None = None,
     ):
         super().__init__(batch_size, scale)
+        if last_batch not in get_args(LastBatch):
+            raise InputError(f"data.last_batch is {last_batch!r}: choose one of {', '.join(get_args(LastBatch))}")
+        if shards_at_once is not None and shards_at_once < 1:
+            raise InputError(f"data.shards_at_once is {shards_at_once}: give a positive number of shards, or null for all")
         if pool_rows < 1:
             raise InputError(f"data.pool_rows is {pool_rows}: give a positive number of rows")
         if validation_rows is not None and validation_rows < 1:
@@ -53,6 +64,8 @@ class ActivationDataModule(RowsDataModule):
         self.source, self.hook, self.transformer, self.views = source, hook, transformer, views
         self.side_by_side = [hook, *others]
         self.validation_rows, self.pool_rows, self.seed = validation_rows, pool_rows, seed
+        self.last_batch: LastBatch = last_batch
+        self.shards_at_once = shards_at_once
 
     def prepare_data(self) -> None:
         """Makes the store, where it is not complete."""
@@ -60,7 +73,7 @@ class ActivationDataModule(RowsDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Opens and checks the store."""
-        _ = self.shuffled
+        _ = self.parts
 
     @cached_property
     def shape(self) -> Shape:
@@ -92,7 +105,8 @@ class ActivationDataModule(RowsDataModule):
 
     @cached_property
     def shuffled(self) -> ShuffledRows:
-        return ShuffledRows(self.store, self.side_by_side, self.parts, self.pool_rows, self.seed)
+        device = CPU if self.trainer is None else self.trainer.strategy.root_device
+        return ShuffledRows(self.store, self.side_by_side, self.parts, self.pool_rows, self.seed, self.shards_at_once, device)
 
     @cached_property
     def sequences(self) -> ShuffledSequences:
@@ -109,8 +123,32 @@ class ActivationDataModule(RowsDataModule):
             raise InputError(f"all rows at hook point '{hook}' of {self.store.path} are 0: choose another hook point")
         return torch.full((d,), scale_of(mean_square, d, self.scale_mode))
 
-    def train_batch(self, index: int) -> Batch:
-        return cut(self.shuffled.read(index * self.batch_size, (index + 1) * self.batch_size), self.shape, self.views)
+    @property
+    def rows_trained(self) -> int:
+        if self.last_batch == "short":
+            return self._places(self.batches_trained)[0]
+        return super().rows_trained
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        ranks, rows = self.trainer.world_size, self.parts.train_rows % self.batch_size
+        if self.last_batch == "short" and 0 < rows < ranks:
+            raise InputError(
+                f"a pass of {self.store.path} ends with {rows} rows, too few for {ranks} ranks: set data.last_batch to fill or drop"
+            )
+        _ = self.shuffled
+        return super().train_dataloader()
+
+    def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
+        start, stop = self._places(index)
+        stop -= (stop - start) % ranks
+        if self.views == "pair":
+            return Batch(*self.shuffled.read_apart(start, stop, rank, ranks))
+        rows = self.shuffled.read(start, stop, rank, ranks)
+        return Batch(rows, rows)
+
+    def _places(self, index: int) -> tuple[int, int]:
+        return places_of(index, self.batch_size, self.parts.train_rows, self.last_batch)
 
     def held_out(self) -> Iterator[Batch]:
         for rows in self.parts.validation_rows.split(self.batch_size):

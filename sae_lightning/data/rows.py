@@ -27,7 +27,7 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
     A source says what global batch number i is; the loaders, the share of each rank and the cursor are here.
 
     `batch_size` counts the rows of one batch over ALL ranks, so that a run is the same run on any number of devices; rank r
-    of R takes rows r, r + R, …  The cursor `batches_trained` (global batches that went through `training_step`) is all that a
+    of R takes rows r, r + R, … of each. The cursor `batches_trained` (global batches that went through `training_step`) is all that a
     checkpoint holds: a resumed run asks for the batches that follow.
     """
 
@@ -53,6 +53,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         """Of x and of y, in the order of `shape`."""
         return Hooks((self.hook,), (self.hook,))
 
+    @property
+    def rows_trained(self) -> int:
+        """Rows of those batches, over all ranks."""
+        return self.batches_trained * self.batch_size
+
     # -- what a source says -----------------------------------------------------------------------------------------
 
     @property
@@ -66,8 +71,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         """What rows of x and of y are divided by in training, constant within a hook point. After `prepare_data`."""
 
     @abc.abstractmethod
-    def train_batch(self, index: int) -> Batch:
-        """Global batch number `index` (float32, raw): a pure function of (seed, index), callable from another thread."""
+    def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """Rows rank, rank + ranks, … of global batch number `index` (float32, raw): a pure function of (seed, index).
+
+        Callable from another thread. May lie on the device that trains already.
+        """
 
     @abc.abstractmethod
     def held_out(self) -> Iterator[Batch]:
@@ -106,15 +114,13 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
             raise InputError(f"data.batch_size={self.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}")
         length = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         period = self.repeat_batches or length
-        batches = _Batches(lambda i: _share(self.train_batch(i % period), rank, ranks), lambda: self.batches_trained, length)
+        batches = _Batches(lambda i: self.train_batch(i % period, rank, ranks), lambda: self.batches_trained, length)
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        return DataLoader(
-            _HeldOut(lambda: (_share(batch, rank, ranks) for batch in self.held_out())), batch_size=None, collate_fn=_as_it_is
-        )
+        return DataLoader(_HeldOut(lambda: (share(batch, rank, ranks) for batch in self.held_out())), batch_size=None, collate_fn=_as_it_is)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
@@ -152,7 +158,8 @@ class _HeldOut(IterableDataset):
         return self.batches()
 
 
-def _share(batch: Batch, rank: int, ranks: int) -> Batch:
+def share(batch: Batch, rank: int, ranks: int) -> Batch:
+    """Rows rank, rank + ranks, … of a batch."""
     if ranks == 1:
         return batch
     x = batch.x[rank::ranks]

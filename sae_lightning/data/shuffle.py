@@ -1,20 +1,27 @@
-"""Training and validation rows of a store, and the order in which training rows come."""
+"""Training and validation rows of a store, and training rows in the order in which they come."""
 
+import itertools
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
+from sae_lightning.data.device_pool import DevicePool
+from sae_lightning.data.gather import Gathered, MappedRows, PooledRows, Target, can_map
+from sae_lightning.data.order import LANES, Order, Segment, Window, numbers
+from sae_lightning.data.readahead import Readahead
 from sae_lightning.data.rows import generator
-from sae_lightning.data.store import Store
+from sae_lightning.data.stored import StoredRows
 from sae_lightning.errors import InputError
 
 BLOCK = 64
 VALIDATION_SHARE, VALIDATION_MOST = 0.05, 65_536
+CPU = torch.device("cpu")
 
 
 class Split(NamedTuple):
@@ -30,7 +37,7 @@ class Split(NamedTuple):
         return int(self.block_rows.sum())
 
 
-def split(store: Store, validation_rows: int | None) -> Split:
+def split(store: StoredRows, validation_rows: int | None) -> Split:
     """Holds out whole sequences with at least `validation_rows` rows (None: 5 %, at most 65 536 rows).
 
     The choice depends on the store alone, so that all runs on a store, whatever their seed, are validated on the same rows.
@@ -44,92 +51,150 @@ def split(store: Store, validation_rows: int | None) -> Split:
     chosen = int(torch.searchsorted(bounds.diff()[order].cumsum(0), max(validation_rows, 1))) + 1
     is_validation = torch.zeros(store.sequences, dtype=torch.bool)
     is_validation[order[:chosen]] = True
-    in_validation = is_validation.repeat_interleave(bounds.diff())
-    if 2 * int(in_validation.sum()) > store.rows:
+    held_out = numbers(bounds[:-1][is_validation].numpy(), bounds.diff()[is_validation].numpy())
+    if 2 * len(held_out) > store.rows:
         raise InputError(
             f"data.validation_rows={validation_rows} holds out more than half of the {store.rows} rows of {store.path}: "
             "lower it, or harvest more tokens (data.max_tokens)"
         )
-    return Split(is_validation, in_validation.nonzero()[:, 0], *_blocks(~in_validation))
+    blocks = _blocks(~is_validation, bounds.numpy(), store.shard_starts.numpy())
+    return Split(is_validation, torch.from_numpy(held_out), *map(torch.from_numpy, blocks))
 
 
-def _blocks(train: Bool[Tensor, " rows"]) -> tuple[Int64[Tensor, " blocks"], Int64[Tensor, " blocks"]]:
-    """Runs of training rows, cut into blocks: first row and length of each."""
+def _blocks(train: Bool[Tensor, " sequences"], bounds: np.ndarray, shard_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of training rows, cut at the edges of shards and into blocks: first row and length of each."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], train.numpy(), [False]]).astype(np.int8)))
-    start, stop = edges[::2], edges[1::2]
+    start, stop = bounds[edges[::2]], bounds[edges[1::2]]
+    start, stop = start[start < stop], stop[start < stop]
+    run = np.searchsorted(start, shard_starts, side="left") - 1  # the last one that begins before a shard does
+    inside = shard_starts[(run >= 0) & (shard_starts < stop[run])]
+    start, stop = np.union1d(start, inside), np.union1d(stop, inside)
     blocks = -(-(stop - start) // BLOCK)
-    within = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-    block_start = np.repeat(start, blocks) + BLOCK * within
-    return torch.from_numpy(block_start), torch.from_numpy(np.minimum(BLOCK, np.repeat(stop, blocks) - block_start))
+    block_start = np.repeat(start, blocks) + BLOCK * numbers(np.zeros_like(blocks), blocks)
+    return block_start, np.minimum(BLOCK, np.repeat(stop, blocks) - block_start)
 
 
 class ShuffledRows:
-    """The training rows of a store, over and over, each pass in another order; any place of it can be asked for at any time.
+    """The training rows of a store, over and over, each pass in another order (`Order`); any place of it can be asked for at any time.
 
-    A row is that of one token at all `hooks`, side by side.
-
-    A pass is a seeded permutation of blocks, cut into windows of about `pool_rows` rows; a window's rows are permuted again.
-    One window is held in memory. The order is a pure function of (store, seed, pool_rows). May be called from several threads.
+    A row is that of one token at all `hooks`, side by side. Where numba is installed and the files are mapped, rows come straight from
+    them, and nothing but what is handed out takes memory. Elsewhere one window of each lane is kept as it is stored, on `device`: less
+    than 1½ · `pool_rows` rows over all ranks. Entering anywhere reads at most one window of each lane. May be called from several threads.
     """
 
-    def __init__(self, store: Store, hooks: Sequence[str], parts: Split, pool_rows: int, seed: int):
-        self.store, self.hooks, self.parts, self.seed = store, list(hooks), parts, seed
-        self.rows = parts.train_rows
-        self.windows = max(1, round(self.rows / max(pool_rows, BLOCK)))
+    def __init__(self, store: StoredRows, hooks: Sequence[str], parts: Split, pool_rows: int, seed: int,
+                 shards_at_once: int | None = None, device: torch.device = CPU):  # fmt: skip
+        self.store, self.hooks, self.device = store, list(hooks), device
+        self.widths = [store.width(hook) for hook in hooks]
+        shard_starts = store.shard_starts.numpy()
+        self.order = Order(parts.block_start.numpy(), parts.block_rows.numpy(), shard_starts, seed, pool_rows, shards_at_once)
+        mapped = [store.mapped(hook) for hook in hooks]
+        self._mapped = [shards for shards in mapped if shards is not None] if can_map(mapped, device) else None
+        known = [shards for shards in mapped if shards is not None]
+        self._ahead = Readahead([[shard.values for shard in shards] for shards in known], shard_starts)
         self._lock = threading.Lock()
-        self._pass = -1
-        self._order = self._window_start = torch.empty(0, dtype=torch.int64)
-        self._held: tuple[int, int] | None = None
-        self._window = self._permutation = torch.empty(0)
+        self._windows: _Windows | None = None
 
-    def read(self, start: int, stop: int) -> Float[Tensor, "rows d"]:
-        """Rows number start … stop − 1 of the endless sequence, float32."""
-        parts = []
+    @property
+    def rows(self) -> int:
+        """Of a pass."""
+        return self.order.rows
+
+    def read(self, start: int, stop: int, rank: int = 0, ranks: int = 1) -> Float32[Tensor, "rows d"]:
+        """Rows at places start + rank, start + rank + ranks, … below stop; hook points side by side."""
+        columns = list(itertools.accumulate(self.widths, initial=0))
+        return self._read(start, stop, rank, ranks, [columns[-1]], list(zip([0] * len(self.hooks), columns[:-1], strict=True)))[0]
+
+    def read_apart(self, start: int, stop: int, rank: int = 0, ranks: int = 1) -> list[Float32[Tensor, "rows _"]]:
+        """The same rows, those of each hook point in memory of their own."""
+        return self._read(start, stop, rank, ranks, self.widths, [(i, 0) for i in range(len(self.hooks))])
+
+    def _read(self, start: int, stop: int, rank: int, ranks: int, widths: list[int], at: list[tuple[int, int]]) -> list[Tensor]:
+        """Arrays of these widths; `at`: for each hook point, which one and from which column on."""
         with self._lock:
-            while start < stop:
-                number, offset = divmod(start, self.rows)
-                self._enter_pass(number)
-                window = int(torch.searchsorted(self._window_start, offset, right=True)) - 1
-                self._load_window(window)
-                first = offset - int(self._window_start[window])
-                here = self._permutation[first : first + stop - start]
-                parts.append(self._window[here].float())
-                start += len(here)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            shared = math.gcd(LANES, ranks)
+            if self._windows is None or self._windows.shared != shared:
+                self._windows = None  # its memory first
+                self._windows = _Windows(self.order, self._rows_in_memory(LANES // shared), self._ahead, shared)
+            rows = self._windows.rows
+            found, done = [rows.empty(len(range(start + rank, stop, ranks)), width) for width in widths], 0
+            for places in self._windows.places_(start + rank, stop, ranks):
+                rows.gather_(places, [Target(found[i][done : done + len(places)], column) for i, column in at])
+                done += len(places)
+            return rows.handed_out(found)
 
-    def _enter_pass(self, number: int) -> None:
-        if self._pass == number:
-            return
-        blocks = len(self.parts.block_start)
-        self._order = torch.randperm(blocks, generator=generator(self.seed, "blocks", number))
-        rows_before = torch.cat([torch.zeros(1, dtype=torch.int64), self.parts.block_rows[self._order].cumsum(0)])
-        self._window_start = rows_before[[w * blocks // self.windows for w in range(self.windows)]]
-        self._pass = number
+    def _rows_in_memory(self, slots: int) -> Gathered:
+        if self._mapped is not None:
+            return MappedRows(self._mapped, self.store.shard_starts.numpy())
+        pool = DevicePool if self.device.type == "cuda" else PooledRows
+        return pool(self.store, self.hooks, slots, self.order.most_window_rows, self.device)
 
-    def _load_window(self, window: int) -> None:
-        if self._held == (self._pass, window):
+
+class _Windows:
+    """The window of each lane that rows are taken from at present. Lanes v, v + shared, … have one slot each: those of a rank."""
+
+    def __init__(self, order: Order, rows: Gathered, ahead: Readahead, shared: int):
+        self.order, self.rows, self.shared, self._ahead = order, rows, shared, ahead
+        slots, self._slot_rows = LANES // shared, order.most_window_rows
+        self._places = np.empty(slots * self._slot_rows, np.int64)
+        self._held = np.full((4, slots), -1)
+        """Of each slot: place of the segment, lane, and the rows of it that are there: first, and the one after the last."""
+        self._asked: dict[int, tuple[int, int, int]] = {}
+        """The window of each slot that was asked for ahead: place of its segment, lane, first row."""
+
+    def places_(self, place: int, stop: int, ranks: int) -> Iterator[Int64[np.ndarray, " n"]]:
+        """Where the rows at places place, place + ranks, … below stop are, part by part; windows go and come in between."""
+        while place < stop:
+            segment = self.order.segment(place)
+            within, end = place - segment.first, min(stop - segment.first, segment.rows)
+            yield from self._places_in(segment, within, len(range(within, end, ranks)), ranks)
+            place += ranks * len(range(within, end, ranks))
+
+    def _places_in(self, segment: Segment, place: int, n: int, ranks: int) -> Iterator[Int64[np.ndarray, " n"]]:
+        """n of them in a segment. In a round each lane gives one row; so many rounds at a time as no window ends in."""
+        step, lanes = ranks // self.shared, len(self._held[0])
+        row, lane = np.divmod(place + ranks * np.arange(lanes), LANES)
+        slot = lane // self.shared
+        while n > 0:
+            self._hold_(segment, slot[:n], lane[:n], row[:n])
+            begin, end = self._held[2:, slot]
+            rounds = 1 if n < lanes else min(int((-((row - end) // step)).min()), -(-n // lanes))
+            yield self._places[(slot * self._slot_rows + row - begin + step * np.arange(rounds)[:, None]).ravel()[:n]]
+            row, n = row + rounds * step, n - rounds * lanes
+
+    def _hold_(self, segment: Segment, slot: np.ndarray, lane: np.ndarray, row: np.ndarray) -> None:
+        """Takes in the windows of these rows that are not there, and asks for those that come after them."""
+        first, of_lane, begin, end = self._held[:, slot]
+        missing = np.flatnonzero((first != segment.first) | (of_lane != lane) | (row < begin) | (row >= end))
+        if not len(missing):
             return
-        self._held, self._window = None, torch.empty(0)  # so that two windows are never held at a time
-        blocks = len(self._order)
-        chosen = self._order[window * blocks // self.windows : (window + 1) * blocks // self.windows]
-        chosen = chosen.sort().values  # in the order of the files
-        starts, lengths = self.parts.block_start[chosen].tolist(), self.parts.block_rows[chosen].tolist()
-        widths = [self.store.width(hook) for hook in self.hooks]
-        dtype = torch.float32 if self.store.dtype == torch.int8 else self.store.dtype
-        rows = torch.empty(sum(lengths), sum(widths), dtype=dtype)
-        for hook, of_hook in zip(self.hooks, rows.split(widths, dim=1), strict=True):
-            at = 0
-            for start, length in zip(starts, lengths, strict=True):
-                of_hook[at : at + length] = self.store.read(hook, start, start + length).float()
-                at += length
-        self._permutation = torch.randperm(len(rows), generator=generator(self.seed, "rows", self._pass, window))
-        self._held, self._window = (self._pass, window), rows
+        windows = [(int(slot[i]), segment.window(int(lane[i]), int(row[i]))) for i in missing]
+        for at, window in windows:
+            if self._asked.get(at) != (segment.first, window.lane, window.begin):
+                self._ahead.ask(segment.stretches(window))
+        self._held[:, slot[missing]] = -1  # so that nothing half read is taken for a window
+        for at, window in windows:
+            loaded = self.rows.load_(at, segment.stretches(window))
+            self._places[at * self._slot_rows :][: len(loaded)] = loaded[segment.permutation(window)]
+            self._held[:, at] = segment.first, window.lane, window.begin, window.end
+        for at, window in windows:
+            self._ask_ahead_(at, segment, window)
+
+    def _ask_ahead_(self, slot: int, segment: Segment, window: Window) -> None:
+        """The next window of a lane; after its last one, that of the lane which has the same place in the rounds of the next segment."""
+        lane, row = window.lane, window.end
+        if row == segment.lane_rows[lane]:
+            lane, row = (lane - segment.rows) % LANES, 0
+            slot, segment = lane // self.shared, self.order.segment(segment.first + segment.rows)
+        following = segment.window(lane, row)
+        self._asked[slot] = segment.first, lane, following.begin
+        self._ahead.ask(segment.stretches(following))
 
 
 class ShuffledSequences:
     """The sequences that training rows come from, over and over, each pass in another order: a pure function of (store, seed)."""
 
-    def __init__(self, store: Store, parts: Split, seed: int):
+    def __init__(self, store: StoredRows, parts: Split, seed: int):
         self.sequences = (~parts.is_validation & (store.sequence_bounds.diff() > 0)).nonzero()[:, 0]
         self.seed = seed
         self._pass, self._order = -1, self.sequences

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lightning.data.batch import Batch, Shape, Views, arranged, cut
-from sae_lightning.data.rows import RowsDataModule, generator, scale_of
+from sae_lightning.data.rows import RowsDataModule, generator, scale_of, share
 from sae_lightning.errors import InputError
 
 CHUNK = 1024
@@ -81,8 +81,8 @@ class SyntheticDataModule(RowsDataModule):
         chunks = torch.cat([self._chunk(index) for index in range(first, last + 1)])
         return chunks[start - first * CHUNK :][:n]
 
-    def train_batch(self, index: int) -> Batch:
-        return self._cut(self.rows(index * self.batch_size, self.batch_size))
+    def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
+        return share(self._cut(self.rows(index * self.batch_size, self.batch_size)), rank, ranks)
 
     def held_out(self) -> Iterator[Batch]:
         for start in range(0, self.rows_held_out, self.batch_size):

@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
     def progress(self) -> Progress:
         """How far it is now."""
-        return Progress(self.trainer.global_step, self.trainer.max_steps, self.data.batches_trained * self.data.batch_size)
+        return Progress(self.trainer.global_step, self.trainer.max_steps, self.data.rows_trained)
 
 
 def build(cfg: DictConfig) -> Run:

@@ -177,8 +177,8 @@ class Pairs(SyntheticDataModule):
     def scale(self):
         return torch.full((16,), 2.0), torch.full((8,), 4.0)
 
-    def train_batch(self, index):
-        return _pair(super().train_batch(index))
+    def train_batch(self, index, rank=0, ranks=1):
+        return _pair(super().train_batch(index, rank, ranks))
 
     def held_out(self):
         return map(_pair, super().held_out())

@@ -114,14 +114,6 @@ def test_batches_are_mixed_over_the_whole_store(data, store):
     assert neighbours < 5
 
 
-def test_one_window_is_in_memory(data):
-    made = data()
-    for i in range(40):
-        made.train_batch(i)
-        assert len(made.shuffled._window) <= 1000 + 2 * BLOCK
-    assert made.shuffled.windows == 4
-
-
 def test_several_threads_get_the_same_batches(data):
     expected = [batch.x for batch in map(data().train_batch, range(40))]
     shared, wrong = data(), []

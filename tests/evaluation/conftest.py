@@ -35,7 +35,7 @@ def rows():
         def scale(self):
             return torch.ones(self.x.shape[1]), torch.ones(self.y.shape[1])
 
-        def train_batch(self, index: int) -> Batch:
+        def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
             return Batch(self.x, self.y)
 
         def held_out(self):
