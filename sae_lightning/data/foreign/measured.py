@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from sae_lightning.data.foreign.cache import ForeignCache
 
 ROWS_FOR_MEDIAN = 8192
-ENTRIES_AT_ONCE = 1 << 22
+ENTRIES_AT_ONCE = 1 << 18
+"""So few that their float64 copy stays in the cache: 1.3 to 2 times as fast as 2²⁰, 4 times as 2²²."""
+ROWS_REPORTED = 1 << 16
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +84,17 @@ def _pass(cache: "ForeignCache", hook: str) -> tuple[Moments, float]:
     log.info("reading %d rows at %s of %s for their statistics, once", cache.rows, hook, cache.path)
     with Progress("statistics", cache.rows) as progress:
         for shard in cache.mapped(hook):
-            for rows in shard.values.split(max(1, ENTRIES_AT_ONCE // d)):
-                norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-                if not bool(norms.isfinite().all()):
-                    raise InputError(_nonfinite(cache, hook, seen + int((~norms.isfinite()).nonzero()[0, 0])))
-                moments.update_(rows, norms)
-                if seen < ROWS_FOR_MEDIAN:
-                    first_norms.append(norms)
-                seen += len(rows)
-                progress.advance(len(rows), len(rows))
+            for piece in shard.values.split(ROWS_REPORTED):
+                for stored in piece.split(max(1, ENTRIES_AT_ONCE // d)):
+                    rows = stored.float().double()  # from float16 in one go: slower
+                    norms = torch.linalg.vector_norm(rows, dim=1)
+                    if not bool(norms.isfinite().all()):
+                        raise InputError(_nonfinite(cache, hook, seen + int((~norms.isfinite()).nonzero()[0, 0])))
+                    moments.update_(rows, norms)
+                    if seen < ROWS_FOR_MEDIAN:
+                        first_norms.append(norms)
+                    seen += len(rows)
+                progress.advance(len(piece), len(piece))
     return moments, float(torch.cat(first_norms)[:ROWS_FOR_MEDIAN].median())
 
 
