@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from sae_lightning.data import manifest as names
 from sae_lightning.data.encoded import DTYPES
+from sae_lightning.data.sources import cached
 from sae_lightning.data.store import Store
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.hooks import read
@@ -231,6 +232,23 @@ def test_sink_tokens_are_counted_and_can_be_left_out(tmp_path):
         statistics = without.statistics(hook)
         assert statistics.max_norm <= 10 * statistics.median_norm
         assert statistics.count == without.rows == 64 * 15 - 7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_scale_comes_from_the_rows_that_are_kept(tmp_path, dtype):
+    settings = {"transformer": TinyLlama(spoilt=True), "text": RandomText(rare=LOUD), "dtype": dtype}
+    plain = harvest(tmp_path, dtype=dtype).ensure()  # the same text without the 7 loud tokens
+    scales = []
+    for limit in (None, 10.0):
+        store = harvest(tmp_path, exclude_norm_above=limit, **settings).ensure()
+        scales.append(float(cached(str(store.path), batch_size=32).scale[0][0]))
+        kept = store.read(HOOKS[0], 0, store.rows).float().double()
+        assert scales[-1] == pytest.approx(float(kept.square().sum(1).mean()) ** 0.5)
+    assert scales[0] > 1e5 * scales[1]  # the embedding of a loud token is 1e8 times larger
+    assert scales[1] == pytest.approx(plain.statistics(HOOKS[0]).mean_square_norm ** 0.5, rel=0.02)
+    for hook in HOOKS:  # a row is out at every hook point, whichever it was large at
+        assert store.read(hook, 0, store.rows).values.shape[0] == 64 * 15 - 7
+    assert store.has_row(range(64))[:, -1].tolist() == [i % 10 != 3 for i in range(64)]
 
 
 def test_the_median_does_not_depend_on_the_shards(tmp_path):
