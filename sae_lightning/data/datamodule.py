@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,8 +53,6 @@ class ActivationDataModule(RowsDataModule):
         shards_at_once: int | None = None,
     ):
         super().__init__(batch_size, scale)
-        if last_batch not in get_args(LastBatch):
-            raise InputError(f"data.last_batch is {last_batch!r}: choose one of {', '.join(get_args(LastBatch))}")
         if shards_at_once is not None and shards_at_once < 1:
             raise InputError(f"data.shards_at_once is {shards_at_once}: give a positive number of shards, or null for all")
         if pool_rows < 1:

@@ -8,7 +8,7 @@ from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.foreign.existing import ExistingCache, existing
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.live import LiveDataModule
-from sae_lightning.data.store import ExistingStore
+from sae_lightning.data.order import LastBatch
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
@@ -39,6 +39,8 @@ def harvested(
     hook_out: str | None = None,
     views: Views = "one",
     mode: Literal["store", "live"] = "store",
+    last_batch: LastBatch = "fill",
+    shards_at_once: int | None = None,
 ) -> ActivationDataModule | LiveDataModule:
     """Rows of a transformer that reads a text; the store below `stores` is made where it is missing. With `mode` live there is none: the
     transformer reads while the SAE is trained, at most `max_tokens` in a pass of the text (None: all of it, `mode` live only).
@@ -77,8 +79,25 @@ def harvested(
         stores=stores,
     )
     if mode == "live":
+        if last_batch != "fill" or shards_at_once is not None:
+            raise InputError(
+                "data.last_batch and data.shards_at_once are of a store, and data.mode=live has none: set them to fill and null"
+            )
         return LiveDataModule(harvest, trained[0], batch_size, validation_rows, pool_rows, scale, seed, others=trained[1:], views=views)
-    return _datamodule(harvest, trained, batch_size, validation_rows, pool_rows, scale, seed, transformer, views)
+    return ActivationDataModule(
+        harvest,
+        trained[0],
+        batch_size,
+        validation_rows,
+        pool_rows,
+        scale,
+        seed,
+        transformer,
+        trained[1:],
+        views,
+        last_batch,
+        shards_at_once,
+    )
 
 
 def cached(
@@ -94,6 +113,8 @@ def cached(
     hooks: list[str] | None = None,
     views: Views = "one",
     stores: str = "stores",
+    last_batch: LastBatch = "fill",
+    shards_at_once: int | None = None,
 ) -> ActivationDataModule:
     """Rows of what lies in the folder `store`: a store, which must be complete, or other people's files (`existing`), whose statistics
     are kept below `stores`.
@@ -109,13 +130,8 @@ def cached(
     trained = chosen(views, hooks or held, hook, hook_out)
     if transformer is not None and isinstance(source, ExistingCache):
         source.check_transformer(transformer, trained)
-    return _datamodule(source, trained, batch_size, validation_rows, pool_rows, scale, seed, transformer, views)
-
-
-def _datamodule(source: Harvest | ExistingStore | ExistingCache, trained: list[str], batch_size: int, validation_rows: int | None, pool_rows: int,
-                scale: Literal["unit", "sqrt_d", "none"], seed: int, transformer: Transformer | None, views: Views) -> ActivationDataModule:  # fmt: skip
     return ActivationDataModule(
-        source, trained[0], batch_size, validation_rows, pool_rows, scale, seed, transformer, others=trained[1:], views=views
+        source, trained[0], batch_size, validation_rows, pool_rows, scale, seed, transformer, trained[1:], views, last_batch, shards_at_once
     )
 
 

@@ -1,10 +1,12 @@
 import itertools
 import threading
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.encoded import encode
@@ -130,6 +132,44 @@ def test_several_threads_get_the_same_batches(data):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("last_batch", ["fill", "drop", "short"])
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+def test_batches_of_a_pass_whose_end_is_no_batchs(data, last_batch, ranks):
+    """Of ~ 3640 rows in batches of 120; on any number of ranks."""
+    made = data(batch_size=120, last_batch=last_batch)
+    n = made.parts.train_rows
+    rest = n % 120
+    assert rest > 4
+    batches = n // 120 + (last_batch == "short")
+    shares = [[made.train_batch(i, rank, ranks).x for rank in range(ranks)] for i in range(2 * batches)]
+    assert len({len(share) for share in shares[0]}) == 1
+    rows = [set(number_of(torch.cat(share))) for share in shares]
+    assert [len(batch) for batch in rows[: batches - 1]] == [120] * (batches - 1)
+    if last_batch == "short":
+        assert len(rows[batches - 1]) == len(rows[-1]) == rest - rest % ranks
+    if last_batch != "fill":
+        for number in (0, 1):
+            assert len(set.union(*rows[number * batches : (number + 1) * batches])) == n - {"drop": rest, "short": rest % ranks}[last_batch]
+    whole = made.train_batch(batches - 1).x[: len(rows[batches - 1])]
+    assert_close(torch.stack(shares[batches - 1], 1).flatten(0, 1), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("last_batch", ["fill", "drop", "short"])
+def test_rows_trained_are_counted(data, last_batch):
+    made = data(batch_size=120, last_batch=last_batch)
+    made.batches_trained = 2 * -(-made.parts.train_rows // 120)
+    assert made.rows_trained == (2 * made.parts.train_rows if last_batch == "short" else 120 * made.batches_trained)
+
+
+def test_a_short_batch_of_fewer_rows_than_ranks_is_refused_before_training(data, store):
+    n = data().parts.train_rows
+    size = next(size for size in range(8, 400, 8) if 0 < n % size < 8)
+    made = data(batch_size=size, last_batch="short")
+    made.trainer = SimpleNamespace(world_size=8)
+    with pytest.raises(InputError, match=rf"ends with {n % size} rows, too few for 8 ranks: set data.last_batch to fill or drop"):
+        made.train_dataloader()
 
 
 def test_x_is_y(data):
@@ -268,6 +308,7 @@ def test_bad_input_is_one_line(tmp_path, data, store):
         ({"batch_size": 4000}, "training rows, less than one batch of data.batch_size=4000"),
         ({"batch_size": 0}, "data.batch_size is 0"),
         ({"pool_rows": 0}, "data.pool_rows is 0"),
+        ({"shards_at_once": 0}, "data.shards_at_once is 0"),
         ({"validation_rows": 0}, "data.validation_rows is 0"),
         ({"validation_rows": 2000}, "data.validation_rows=2000 holds out more than half of the 3840 rows"),
         ({"hook": "layer"}, "hook point 'layer' is not in"),
