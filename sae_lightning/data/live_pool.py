@@ -78,9 +78,8 @@ class Pool:
                 period = self._enter(row)
                 assert self._now is not None
                 place, chunks = self._now, self._sequences[self._now]
-        ids, has_row = (
-            torch.cat([tensor for chunk in chunks for tensor in of]) for of in zip(*((c.ids, c.has_row) for c in chunks), strict=True)
-        )
+        ids = torch.cat([piece for chunk in chunks for piece in chunk.ids])
+        has_row = torch.cat([piece for chunk in chunks for piece in chunk.has_row])
         kept = has_row.any(1)
         return place, period.start, ids[kept], has_row[kept]
 
@@ -135,8 +134,9 @@ class Pool:
         self._now = None  # should reading fail
         pass_, number = place
         wanted = {(pass_, chunk): parts for chunk, parts in self.layout.chunks_in(number).items()}
-        for key in list(self._chunks):
-            self._keep_(key, wanted.get(key, range(0)))
+        for key, chunk in list(self._chunks.items()):
+            parts = wanted.get(key, range(0))
+            self._keep_(key, parts if set(parts) <= set(chunk.parts) else range(0))
         for key, parts in wanted.items():
             self._load_(key)
             self._keep_(key, parts)
