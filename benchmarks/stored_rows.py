@@ -2,7 +2,7 @@
 
     python benchmarks/stored_rows.py STORE [STORE …]
 
-An SAE that is trained on x̂ explains at best so much less of x. The bound for int8 is (max/rms of a row)² / (12 · 127²) · Σ‖x‖² / Σ‖x − x̄‖².
+An SAE that is trained on x̂ can explain about so much less of x. For int8 it is about (max/rms of a row)² / (12 · 127²) · Σ‖x‖² / Σ‖x − x̄‖².
 """
 
 import sys

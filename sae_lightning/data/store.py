@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lightning.data import manifest as names
-from sae_lightning.data.encoded import DTYPES, Encoded, joined
+from sae_lightning.data.encoded import Encoded, joined
 from sae_lightning.data.manifest import STAMPS, STATISTICS, Manifest, read_manifest
 from sae_lightning.data.statistics import Statistics, statistics_from_tensors
 from sae_lightning.errors import InputError
@@ -72,10 +72,6 @@ class Store:
     @property
     def sequences(self) -> int:
         return int(self._first_sequence[-1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.manifest.dtype]
 
     @property
     def shard_starts(self) -> Int64[Tensor, " shards_and_one"]:

@@ -33,7 +33,7 @@ def test_rows_are_the_activations_with_their_tokens(tmp_path, dtype):
         rows = expected[hook][:, 1:].reshape(-1, D)
         tolerance = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-3, "int8": 1.6e-2}[dtype]
         read_back = store.read(hook, 0, store.rows)
-        assert read_back.values.dtype == store.dtype == DTYPES[dtype]
+        assert read_back.values.dtype == DTYPES[dtype]
         torch.testing.assert_close(read_back.float(), rows, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(store.tokens(range(64)), ids.int())
     with safe_open(store.path / "shard-00002.safetensors", framework="pt") as file:  # sequences 32 … 47
