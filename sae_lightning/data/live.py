@@ -22,6 +22,8 @@ from sae_lightning.errors import InputError
 log = logging.getLogger(__name__)
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.05, 65_536
+ENDLESS = 1 << 60
+"""Tokens: more than any text has."""
 SAMPLED = 65_536
 """Training rows that the scale is of, and that samples are drawn from: the first ones of the text."""
 
@@ -188,5 +190,7 @@ class LiveDataModule(RowsDataModule):
 
     @property
     def about(self) -> dict[str, Any]:
-        names = {"transformer": self.harvest.transformer.name, "text": self.harvest.text.name, "hooks": self.side_by_side}
-        return super().about | {"mode": "live", **names, "max_tokens": self.harvest.max_tokens, "pool_rows": self.pool_rows}
+        of = self.harvest
+        names = {"transformer": of.transformer.name, "text": of.text.name, "hooks": self.side_by_side}
+        tokens = None if of.max_tokens == ENDLESS else of.max_tokens
+        return super().about | {"mode": "live", **names, "max_tokens": tokens, "pool_rows": self.pool_rows}

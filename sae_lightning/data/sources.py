@@ -7,14 +7,11 @@ from sae_lightning.data.batch import Views
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.foreign.existing import ExistingCache, existing
 from sae_lightning.data.harvest import Harvest
-from sae_lightning.data.live import LiveDataModule
+from sae_lightning.data.live import ENDLESS, LiveDataModule
 from sae_lightning.data.order import LastBatch
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
-
-ENDLESS = 1 << 60
-"""Tokens: more than any text has."""
 
 
 def harvested(

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 import sae_lightning.data.forward as forward
 from sae_lightning.data.harvest import Harvest
-from sae_lightning.data.live import LiveDataModule
+from sae_lightning.data.live import ENDLESS, LiveDataModule
 from sae_lightning.data.periods import UNITS, Layout
-from sae_lightning.data.sources import ENDLESS, harvested
+from sae_lightning.data.sources import harvested
 from sae_lightning.errors import InputError
 from tests.data.tiny import BOS, EOS, HOOKS, LOUD, NAN, D, RandomText, TinyLlama, harvest
 
@@ -311,7 +311,7 @@ def test_the_source_says_what_it_is(tmp_path: Path) -> None:
     assert isinstance(data, LiveDataModule)
     assert data.shape == ((D,), (D,))
     assert data.transformer.loads == 0
-    assert data.about["mode"] == "live"
+    assert (data.about["mode"], data.about["max_tokens"], made(max_tokens=None).about["max_tokens"]) == ("live", 2048, None)
     assert data.validation_rows == 102
     assert made(max_tokens=None).validation_rows == 65_536
     assert not Path("nowhere").exists()

@@ -58,6 +58,8 @@ def test_every_option_composes_and_fits_its_target(path, composers):
         "model=lagrangian data=openwebtext",
         "model=lagrangian dictionary=transcoder",
         "dictionary=transcoder dictionary.skip=true data=sampled_text",
+        "data=sampled_text data.mode=live",
+        "data=openwebtext data.mode=live data.max_tokens=null data.validation_rows=65536",
         "dictionary=transcoder data=sampled_text data.hook=model.layers.0 data.hook_out=model.layers.2",
         "dictionary=crosscoder data=sampled_text data.hooks=[model.layers.1,model.layers.3]",
         "strategy=ddp trainer.devices=2",
