@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_lightning.data.device_pool import DevicePool
 from sae_lightning.data.gather import Gathered, MappedRows, PooledRows, Target, can_map
-from sae_lightning.data.order import LANES, Order, Segment, Window, numbers
+from sae_lightning.data.order import LANES, Order, Segment, Stretches, Window, numbers
 from sae_lightning.data.readahead import Readahead
 from sae_lightning.data.rows import generator
 from sae_lightning.data.stored import StoredRows
@@ -84,12 +84,13 @@ class ShuffledRows:
 
     def __init__(self, store: StoredRows, hooks: Sequence[str], parts: Split, pool_rows: int, seed: int,
                  shards_at_once: int | None = None, device: torch.device = CPU):  # fmt: skip
-        self.store, self.hooks, self.device = store, list(hooks), device
+        self.store, self.hooks = store, list(hooks)
+        self.device = device if device.type == "cuda" else CPU
         self.widths = [store.width(hook) for hook in hooks]
         shard_starts = store.shard_starts.numpy()
         self.order = Order(parts.block_start.numpy(), parts.block_rows.numpy(), shard_starts, seed, pool_rows, shards_at_once)
         mapped = [store.mapped(hook) for hook in hooks]
-        self._mapped = [shards for shards in mapped if shards is not None] if can_map(mapped, device) else None
+        self._mapped = [shards for shards in mapped if shards is not None] if can_map(mapped, self.device) else None
         known = [shards for shards in mapped if shards is not None]
         self._ahead = Readahead([[shard.values for shard in shards] for shards in known], shard_starts)
         self._lock = threading.Lock()
@@ -139,8 +140,8 @@ class _Windows:
         self._places = np.empty(slots * self._slot_rows, np.int64)
         self._held = np.full((4, slots), -1)
         """Of each slot: place of the segment, lane, and the rows of it that are there: first, and the one after the last."""
-        self._asked: dict[int, tuple[int, int, int]] = {}
-        """The window of each slot that was asked for ahead: place of its segment, lane, first row."""
+        self._asked: dict[int, tuple[int, Window, Stretches]] = {}
+        """The window that was asked for ahead for each slot, the place of its segment, and its rows."""
 
     def places_(self, place: int, stop: int, ranks: int) -> Iterator[Int64[np.ndarray, " n"]]:
         """Where the rows at places place, place + ranks, … below stop are, part by part; windows go and come in between."""
@@ -169,16 +170,24 @@ class _Windows:
         if not len(missing):
             return
         windows = [(int(slot[i]), segment.window(int(lane[i]), int(row[i]))) for i in missing]
-        for at, window in windows:
-            if self._asked.get(at) != (segment.first, window.lane, window.begin):
-                self._ahead.ask(segment.stretches(window))
+        stretches = [self._asked_(at, segment, window) for at, window in windows]
         self._held[:, slot[missing]] = -1  # so that nothing half read is taken for a window
-        for at, window in windows:
-            loaded = self.rows.load_(at, segment.stretches(window))
+        for (at, window), rows in zip(windows, stretches, strict=True):
+            loaded = self.rows.load_(at, rows)
             self._places[at * self._slot_rows :][: len(loaded)] = loaded[segment.permutation(window)]
             self._held[:, at] = segment.first, window.lane, window.begin, window.end
         for at, window in windows:
             self._ask_ahead_(at, segment, window)
+
+    def _asked_(self, slot: int, segment: Segment, window: Window) -> Stretches:
+        """Rows of a window, which are asked for where they were not yet."""
+        if (asked := self._asked.get(slot)) is None or asked[:2] != (segment.first, window):
+            self._ask_(slot, segment, window)
+        return self._asked[slot][2]
+
+    def _ask_(self, slot: int, segment: Segment, window: Window) -> None:
+        self._asked[slot] = segment.first, window, segment.stretches(window)
+        self._ahead.ask(self._asked[slot][2])
 
     def _ask_ahead_(self, slot: int, segment: Segment, window: Window) -> None:
         """The next window of a lane; after its last one, that of the lane which has the same place in the rounds of the next segment."""
@@ -186,9 +195,7 @@ class _Windows:
         if row == segment.lane_rows[lane]:
             lane, row = (lane - segment.rows) % LANES, 0
             slot, segment = lane // self.shared, self.order.segment(segment.first + segment.rows)
-        following = segment.window(lane, row)
-        self._asked[slot] = segment.first, lane, following.begin
-        self._ahead.ask(segment.stretches(following))
+        self._ask_(slot, segment, segment.window(lane, row))
 
 
 class ShuffledSequences:

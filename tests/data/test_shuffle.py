@@ -18,7 +18,7 @@ from sae_lightning.errors import InputError
 from tests.data.numbered import WIDTHS, Numbered
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SHARDS = st.lists(st.integers(0, 200), min_size=1, max_size=4).filter(lambda shards: sum(shards) >= 60)
 POOLS = st.sampled_from([10**6, 400, 130, 1])
 RANKS = st.sampled_from([1, 2, 3, 4, 8])
@@ -175,3 +175,18 @@ def test_widths_are_those_of_the_hook_points() -> None:
     assert rows.read(0, 10).shape == (10, 2 * WIDTHS["a"] + WIDTHS["b"])
     assert isinstance(rows.order.rows, int)
     assert isinstance(split(Numbered([300]), 1), Split)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pool_on_the_gpu_gives_the_same_bits(dtype) -> None:
+    """Batches are used at once, kept, and made on, while the device is busy."""
+    device = torch.device("cuda")
+    there, here = (shuffled(Numbered([30_000], dtype=dtype), 4096, hooks=("b", "a"), device=each) for each in (device, torch.device("cpu")))
+    busy = torch.randn(2048, 2048, device=device)
+    for start in range(0, 60_000, 5000):
+        rows = there.read(start, start + 5000, 1, 2)
+        busy = busy @ busy / 50
+        assert rows.device.type == "cuda"
+        assert_close((rows + 0).cpu(), here.read(start, start + 5000, 1, 2), rtol=0, atol=0)
