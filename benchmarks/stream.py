@@ -90,7 +90,7 @@ def careful(folder: Path) -> Iterator[int]:
     for window in np.split(order, range(per_pool, len(order), per_pool)):
         for i, j in enumerate(window):
             fd, begin = opened[shard[j]]
-            os.preadv(fd, [memoryview(pool[i * BLOCK : (i + 1) * BLOCK])], begin + int(block[j]) * size)
+            os.preadv(fd, [pool[i * BLOCK : (i + 1) * BLOCK].data], begin + int(block[j]) * size)
         permutation = g.permutation(len(window) * BLOCK)
         for at in range(0, len(permutation) - BATCH + 1, BATCH):
             np.take(pool, permutation[at : at + BATCH], axis=0, out=half, mode="clip")
