@@ -85,22 +85,34 @@ def read_manifest(folder: Path) -> Manifest:
     """Errors: InputError for a folder that is no store, and for one of a later version of this package."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content["schema"]
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{folder} is no activation store: {MANIFEST} cannot be read ({error.strerror}); check data.store") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: delete the folder {folder}, the next run harvests it again") from error
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise InputError(f"{folder} has schema version {schema}, this package reads up to {SCHEMA}: update sae_lightning to read it")
+    return parsed(content, folder, f"delete the folder {folder}, the next run harvests it again")
+
+
+def parsed(manifest: bytes, folder: Path | str, remedy: str) -> Manifest:
+    """`folder`, `remedy`: where it was read, and what to do where it is damaged. Errors: InputError for that, and for a later version."""
     try:
+        content = json.loads(manifest)
+        schema = content["schema"]
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise InputError(f"{folder} has schema version {schema}, this package reads up to {SCHEMA}: update sae_lightning to read it")
         shards = [Shard(**shard | {"counts": Counts(**shard["counts"])}) for shard in content.pop("shards")]
         del content["counts"]  # their total is for other readers
-        manifest = Manifest(**content, shards=shards)
-        _ = DTYPES[manifest.dtype]
-        return manifest
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: delete the folder {folder}, the next run harvests it again") from error
+        made = Manifest(**content, shards=shards)
+        _ = DTYPES[made.dtype]
+        return made
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}/{MANIFEST} is damaged: {remedy}") from error
+
+
+def check_hook(hook: str, widths: dict[str, int], where: object) -> None:
+    """Errors: InputError for a hook point that is not in a store."""
+    if hook not in widths:
+        raise InputError(f"hook point '{hook}' is not in {where}: it holds {', '.join(widths)}; set data.hook to one of them")
 
 
 def total(counts: Iterable[Counts]) -> Counts:

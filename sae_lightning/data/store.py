@@ -5,26 +5,24 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int, Int64
+from jaxtyping import Float32, Int64
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lightning.data import manifest as names
+from sae_lightning.data.described import DescribedRows
 from sae_lightning.data.encoded import Encoded, joined
 from sae_lightning.data.manifest import STAMPS, STATISTICS, Manifest, read_manifest
-from sae_lightning.data.statistics import Statistics, statistics_from_tensors
 from sae_lightning.errors import InputError
 from sae_lightning.files import write_json
 
 
-class Store:
+class Store(DescribedRows):
     """The activations of a transformer at some hook points, in a folder of shards.
 
     A row is the activation of one token; row i is that of the same token at every hook point. Rows stand in the order of
@@ -37,74 +35,21 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.manifest = read_manifest(self.path)
-        if not self.manifest.complete:
-            done, due = len(self.manifest.shards), self.manifest.shards_expected()
+        manifest = read_manifest(self.path)
+        if not manifest.complete:
+            done, due = len(manifest.shards), manifest.shards_expected()
             raise InputError(
                 f"{self.path} is incomplete ({done} of {due} shards): a run with the configuration that made it harvests the rest"
             )
-        verify(self.path, self.manifest)
-        self._first_row = np.cumsum([0] + [shard.counts.rows for shard in self.manifest.shards])
-        self._first_sequence = np.cumsum([0] + [shard.sequences for shard in self.manifest.shards])
+        verify(self.path, manifest)
+        super().__init__(manifest, load_file(self.path / STATISTICS))
         self._files: dict[int, Any] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
-        self._statistics = load_file(self.path / STATISTICS)
-        self._bounds: Tensor | None = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What determined the rows: transformer, hook points, text, context length, exclusions, seed, dtype."""
-        return self.manifest.identity
-
-    @property
-    def hooks(self) -> list[str]:
-        return list(self.manifest.widths)
-
-    def width(self, hook: str) -> int:
-        """d at a hook point. Errors: InputError for one that is not in the store."""
-        check_hook(hook, self.manifest.widths, self.path)
-        return self.manifest.widths[hook]
-
-    @property
-    def rows(self) -> int:
-        return int(self._first_row[-1])
-
-    @property
-    def sequences(self) -> int:
-        return int(self._first_sequence[-1])
-
-    @property
-    def shard_starts(self) -> Int64[Tensor, " shards_and_one"]:
-        """The first row of each shard, and the number of rows."""
-        return torch.from_numpy(self._first_row)
-
-    @property
-    def sequence_bounds(self) -> Int64[Tensor, " sequences_and_one"]:
-        """Sequence s gave the rows bounds[s] … bounds[s + 1] − 1; none where all its positions were excluded."""
-        if self._bounds is None:
-            counts = [self._tensor(i, names.SEQUENCE_ROWS).long() for i in range(len(self.manifest.shards))]
-            self._bounds = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(counts).cumsum(0)])
-        return self._bounds
-
-    def statistics(self, hook: str) -> Statistics:
-        """Of all rows at a hook point. Errors: InputError for one that is not in the store."""
-        check_hook(hook, self.manifest.widths, self.path)
-        return statistics_from_tensors(hook, self._statistics)
 
     def read(self, hook: str, start: int, stop: int) -> Encoded:
         """Rows start … stop − 1 as they are stored: a view of the mapped file where one shard holds them all, so do not write into it."""
-        if not 0 <= start <= stop <= self.rows:
-            raise IndexError(f"rows {start} to {stop} of {self.rows}")
         self.width(hook)
-        parts = []
-        shard = int(np.searchsorted(self._first_row, start, side="right")) - 1
-        while start < stop:
-            first, last = int(self._first_row[shard]), int(self._first_row[shard + 1])
-            end = min(stop, last)
-            if end > start:
-                parts.append(self._encoded(shard, hook).at(slice(start - first, end - first)))
-            start, shard = max(start, end), shard + 1
-        return joined(parts or [self._encoded(0, hook).at(slice(0))])
+        return joined([self._encoded(shard, hook).at(slice(first, end)) for shard, first, end in self._pieces(start, stop)])
 
     def mapped(self, hook: str) -> list[Encoded]:
         """The rows of each shard, mapped into memory for as long as this lives."""
@@ -114,31 +59,9 @@ class Store:
     def rows_at(self, hook: str, rows: Int64[Tensor, " n"]) -> Float32[Tensor, "n d"]:
         """A copy of the rows with these numbers, in the order given."""
         found = torch.empty(len(rows), self.width(hook))
-        shards = torch.from_numpy(np.searchsorted(self._first_row, rows.numpy(), side="right") - 1)
-        for shard in shards.unique().tolist():
-            here = (shards == shard).nonzero()[:, 0]
-            within, order = (rows[here] - int(self._first_row[shard])).sort()  # in the order of the file
-            found[here[order]] = self._encoded(shard, hook).at(within).float()
+        for shard, within, places in self._by_shard(rows):
+            found[places] = self._encoded(shard, hook).at(within).float()
         return found
-
-    def tokens(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Int[Tensor, "n context"]:
-        """Token ids (int32) of whole sequences, special tokens among them."""
-        found = []
-        for sequence in map(int, sequences):
-            shard = int(np.searchsorted(self._first_sequence, sequence, side="right")) - 1
-            found.append(self._tensor(shard, names.TOKENS)[sequence - int(self._first_sequence[shard])])
-        return torch.stack(found)
-
-    def has_row(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Bool[Tensor, "n context"]:
-        """Where a position of these sequences gave a row: false for special tokens and whatever else was excluded."""
-        mask = torch.zeros(len(sequences), self.manifest.context_length, dtype=torch.bool)
-        bounds = self.sequence_bounds
-        for i, sequence in enumerate(sequences):
-            shard = int(np.searchsorted(self._first_sequence, int(sequence), side="right")) - 1
-            first = int(self._first_row[shard])
-            rows = slice(int(bounds[int(sequence)]) - first, int(bounds[int(sequence) + 1]) - first)
-            mask[i, self._tensor(shard, names.POSITION)[rows].long()] = True
-        return mask
 
     def _encoded(self, shard: int, hook: str) -> Encoded:
         """All rows of a shard, mapped and not read."""
@@ -166,12 +89,6 @@ class ExistingStore:
     def ensure(self) -> Store:
         """Errors: InputError, as `Store`."""
         return Store(self.path)
-
-
-def check_hook(hook: str, widths: dict[str, int], where: object) -> None:
-    """Errors: InputError for a hook point that is not in a store."""
-    if hook not in widths:
-        raise InputError(f"hook point '{hook}' is not in {where}: it holds {', '.join(widths)}; set data.hook to one of them")
 
 
 def listed(manifest: Manifest) -> list[tuple[str, int | None, str]]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sae_lightning.data.encoded import Encoded, joined
 from sae_lightning.data.foreign.measured import measured
+from sae_lightning.data.manifest import check_hook
 from sae_lightning.data.statistics import Statistics
-from sae_lightning.data.store import check_hook
 from sae_lightning.errors import InputError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
