@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader
 from sae_lightning.data.batch import Batch, Hooks, Shape, Views, arranged, cut
 from sae_lightning.data.foreign.existing import ExistingCache
 from sae_lightning.data.harvest import Harvest
+from sae_lightning.data.manifest import check_hook
 from sae_lightning.data.order import LastBatch, places_of
+from sae_lightning.data.remote.store import RemoteSource, RemoteStore
 from sae_lightning.data.rows import RowsDataModule, scale_of
 from sae_lightning.data.shuffle import CPU, ShuffledRows, ShuffledSequences, Split, split
-from sae_lightning.data.store import ExistingStore, check_hook
+from sae_lightning.data.store import ExistingStore
 from sae_lightning.data.stored import StoredRows
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
@@ -39,7 +41,7 @@ class ActivationDataModule(RowsDataModule):
 
     def __init__(
         self,
-        source: Harvest | ExistingStore | ExistingCache,
+        source: Harvest | ExistingStore | ExistingCache | RemoteSource,
         hook: str,
         batch_size: int,
         validation_rows: int | None = None,
@@ -64,6 +66,7 @@ class ActivationDataModule(RowsDataModule):
         self.validation_rows, self.pool_rows, self.seed = validation_rows, pool_rows, seed
         self.last_batch: LastBatch = last_batch
         self.shards_at_once = shards_at_once
+        self._fetched_for = range(0)
 
     def prepare_data(self) -> None:
         """Makes the store, where it is not complete."""
@@ -99,6 +102,8 @@ class ActivationDataModule(RowsDataModule):
                 f"{self.store.path} has {parts.train_rows} training rows, less than one batch of data.batch_size={self.batch_size}: "
                 "harvest more tokens (a longer text, data.max_tokens) or lower data.batch_size"
             )
+        if isinstance(self.store, RemoteStore):
+            self.store.keep(parts.validation_rows)
         return parts
 
     @cached_property
@@ -140,6 +145,9 @@ class ActivationDataModule(RowsDataModule):
     def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
         start, stop = self._places(index)
         stop -= (stop - start) % ranks
+        if isinstance(self.store, RemoteStore) and start not in self._fetched_for:
+            self._fetched_for, shards = self.shuffled.order.needed(start)
+            self.store.fetch_ahead(shards)
         if self.views == "pair":
             return Batch(*self.shuffled.read_apart(start, stop, rank, ranks))
         rows = self.shuffled.read(start, stop, rank, ranks)

@@ -118,15 +118,25 @@ class Order:
         for kept in self._kept:
             if kept.first <= place < kept.first + kept.rows:
                 return kept
+        first, key, shards = self._group(place)
+        made = Segment(key, first, *self._permuted(key, shards), self.window_rows, self._seed)
+        self._kept = [*self._kept, made][-2:]
+        return made
+
+    def needed(self, place: int) -> tuple[range, list[int]]:
+        """The places of the segment that a place is in, and the shards that it needs, followed by those of the next segment."""
+        first, _, here = self._group(place)
+        places = range(first, first + int(self._shard_rows[here].sum()))
+        return places, list(dict.fromkeys([*here.tolist(), *self._group(places.stop)[2].tolist()]))
+
+    def _group(self, place: int) -> tuple[int, tuple[int, ...], Array]:
+        """Of the segment that a place is in: first place, what seeds it, and its shards."""
         number, within = divmod(place, self.rows)
         groups = self._groups(number)
         ends = np.cumsum([self._shard_rows[group].sum() for group in groups])
         group = int(np.searchsorted(ends, within, side="right"))
-        key = (number, group) if len(groups) > 1 else (number,)
         first = number * self.rows + int(ends[group]) - int(self._shard_rows[groups[group]].sum())
-        made = Segment(key, first, *self._permuted(key, groups[group]), self.window_rows, self._seed)
-        self._kept = [*self._kept, made][-2:]
-        return made
+        return first, (number, group) if len(groups) > 1 else (number,), groups[group]
 
     def _groups(self, number: int) -> list[Array]:
         """Shards that are permuted together, group by group of a pass."""

@@ -9,6 +9,7 @@ from sae_lightning.data.foreign.existing import ExistingCache, existing
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.live import ENDLESS, LiveDataModule
 from sae_lightning.data.order import LastBatch
+from sae_lightning.data.remote.store import RemoteSource, is_remote
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
@@ -112,15 +113,21 @@ def cached(
     stores: str = "stores",
     last_batch: LastBatch = "fill",
     shards_at_once: int | None = None,
+    cache_bytes: int = 20_000_000_000,
 ) -> ActivationDataModule:
     """Rows of what lies in the folder `store`: a store, which must be complete, or other people's files (`existing`), whose statistics
-    are kept below `stores`.
+    are kept below `stores`. A URL is that of a store; at most `cache_bytes` of its shards are kept below `stores`, and rows are shuffled
+    over as many shards at a time as half of them holds, where `shards_at_once` says nothing else.
 
     `views`: rows at `hook` (`one`; None: the first hook point), x at `hook` and y at `hook_out` (`pair`; None: the first two), or of
     `hooks` side by side (`stack`; None: all). With the `transformer` that made it, evaluation can splice. The rest:
     `ActivationDataModule`. Errors: InputError, theirs, and for a folder that is no store.
     """
-    source = existing(Path(store), Path(stores))
+    if is_remote(store):
+        source = RemoteSource(store, Path(stores), cache_bytes)
+        shards_at_once = source.shards_at_once(shards_at_once)
+    else:
+        source = existing(Path(store), Path(stores))
     held = list(source.widths()) if hook is None and hook_out is None else None  # what is named is looked for in the store later
     if hooks is not None and views != "stack":
         raise InputError("data.hooks are what dictionary=crosscoder reads; any other reads data.hook of a store: set data.hooks=null")

@@ -19,8 +19,8 @@ class StoredRows(Protocol):
     """
 
     @property
-    def path(self) -> Path:
-        """Where they are, for messages."""
+    def path(self) -> Path | str:
+        """Where they are (a folder, or a URL), for messages."""
         ...
 
     @property
