@@ -13,8 +13,8 @@ from sae_lightning.errors import InputError
 
 PIECE = 8 * 2**20
 """Bytes of one request: what a dropped connection costs."""
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "text"}
-"""Which extra of this package brings what a protocol needs."""
+PACKAGES = {"s3": "sae_lightning[s3]", "s3a": "sae_lightning[s3]", "gs": "gcsfs", "gcs": "gcsfs", "hf": "sae_lightning[text]"}
+"""What brings a protocol, where it is not there with fsspec itself."""
 MISSING, FORBIDDEN, LATER = (404, 410), (401, 403), (408, 425, 429)
 """Status of a file that is not there, of one that may not be read, and of one that may be asked for again later."""
 MISTAKES = (InputError, ImportError, TypeError, AttributeError, NotImplementedError, AssertionError)
@@ -103,8 +103,8 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:
-        extra = EXTRAS.get(url.split("://")[0])
-        remedy = f"pip install 'sae_lightning[{extra}]'" if extra else "install it"
+        package = PACKAGES.get(url.split("://")[0])
+        remedy = f"pip install '{package}'" if package else "install it"
         raise InputError(f"data.store={url} needs a package that is not there ({_first_line(error)}): {remedy}") from error
     except Exception as error:  # each protocol has its own kinds
         raise InputError(f"data.store={url} cannot be opened ({_first_line(error)}): check the URL and the credentials") from error
