@@ -80,7 +80,8 @@ class Server:
                         f"{where} was asked for {len(patience.waits) + 1} times, the last time: {said}; "
                         "check the network and the server, then start again (a run goes on with resume=FOLDER)"
                     ) from error
-                log.warning("%s: %s; asking again", where, said)
+                if patience is self.patience:
+                    log.warning("%s: %s; asking again", where, said)
                 time.sleep(wait * random.SystemRandom().uniform(0.5, 1))
 
     def _ask(self, name: str, span: tuple[int, int] | None, deadline: float) -> bytes:

@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import fsspec.registry
 import pytest
 import torch
 from torch.testing import assert_close
@@ -169,7 +168,7 @@ def test_a_cache_that_is_too_small_is_refused(tmp_path: Path, web: Web, made, by
 )
 def test_a_protocol_that_is_missing_is_named(tmp_path: Path, monkeypatch, url: str, message: str) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)  # where a test imported it before
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # where a test imported it before
     with pytest.raises(InputError, match=message):
         cached(url, 32, stores=str(tmp_path))
 
