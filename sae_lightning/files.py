@@ -23,12 +23,9 @@ def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            mode = os.fstat(file.fileno()).st_mode  # that of new files here: some libraries write theirs for their owner alone
-        temporary.unlink()
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fchmod(file.fileno(), mode & 0o777)
+            os.fchmod(file.fileno(), _mode_of_new_files(path))
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             os.replace(path, previous)
@@ -43,6 +40,16 @@ def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
                 f"the disk is full ({free / 1e6:.0f} MB free) while writing {path}: free some space and start again; what was written before is kept"
             ) from error
         raise
+
+
+def _mode_of_new_files(path: Path) -> int:
+    """Who may read what is written beside `path`: some libraries write theirs for their owner alone."""
+    probe = path.with_name(f".{path.name}.mode.{os.getpid()}.tmp")
+    try:
+        with open(probe, "wb") as file:
+            return os.fstat(file.fileno()).st_mode & 0o777
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
