@@ -121,10 +121,15 @@ class ActivationDataModule(RowsDataModule):
         return torch.cat(x), torch.cat(y)
 
     def _scale_at(self, hook: str) -> Float[Tensor, " d"]:
-        d, mean_square = self.store.width(hook), self.store.statistics(hook).mean_square_norm
+        d = self.store.width(hook)
+        return torch.full((d,), scale_of(self.mean_square(hook), d, self.scale_mode))
+
+    def mean_square(self, hook: str) -> float:
+        """E‖x‖² over all rows of the store. Errors: InputError where it is 0."""
+        mean_square = self.store.statistics(hook).mean_square_norm
         if mean_square == 0:
             raise InputError(f"all rows at hook point '{hook}' of {self.store.path} are 0: choose another hook point")
-        return torch.full((d,), scale_of(mean_square, d, self.scale_mode))
+        return mean_square
 
     @property
     def rows_trained(self) -> int:
@@ -144,7 +149,10 @@ class ActivationDataModule(RowsDataModule):
 
     def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
         start, stop = self._places(index)
-        stop -= (stop - start) % ranks
+        return self.batch_at(start, stop - (stop - start) % ranks, rank, ranks)
+
+    def batch_at(self, start: int, stop: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """Training rows at places start + rank, start + rank + ranks, … below stop of the endless sequence of passes."""
         if isinstance(self.store, RemoteStore) and start not in self._fetched_for:
             self._fetched_for, shards = self.shuffled.order.needed(start)
             self.store.fetch_ahead(shards)

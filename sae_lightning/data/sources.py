@@ -8,8 +8,10 @@ from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.foreign.existing import ExistingCache, existing
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.live import ENDLESS, LiveDataModule
+from sae_lightning.data.mixed import MixedDataModule
 from sae_lightning.data.order import LastBatch
 from sae_lightning.data.remote.store import RemoteSource, is_remote
+from sae_lightning.data.store import ExistingStore
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
@@ -99,7 +101,7 @@ def harvested(
 
 
 def cached(
-    store: str,
+    store: str | list[str],
     batch_size: int,
     hook: str | None = None,
     validation_rows: int | None = None,
@@ -114,29 +116,64 @@ def cached(
     last_batch: LastBatch = "fill",
     shards_at_once: int | None = None,
     cache_bytes: int = 20_000_000_000,
-) -> ActivationDataModule:
+    weights: list[float] | None = None,
+) -> ActivationDataModule | MixedDataModule:
     """Rows of what lies in the folder `store`: a store, which must be complete, or other people's files (`existing`), whose statistics
     are kept below `stores`. A URL is that of a store; at most `cache_bytes` of its shards are kept below `stores`, and rows are shuffled
-    over as many shards at a time as half of them holds, where `shards_at_once` says nothing else.
+    over as many shards at a time as half of them holds, where `shards_at_once` says nothing else. A list of these is mixed with
+    `weights` (`MixedDataModule`); each URL has its share of the bytes.
 
     `views`: rows at `hook` (`one`; None: the first hook point), x at `hook` and y at `hook_out` (`pair`; None: the first two), or of
     `hooks` side by side (`stack`; None: all). With the `transformer` that made it, evaluation can splice. The rest:
     `ActivationDataModule`. Errors: InputError, theirs, and for a folder that is no store.
     """
-    if is_remote(store):
-        source = RemoteSource(store, Path(stores), cache_bytes)
-        shards_at_once = source.shards_at_once(shards_at_once)
-    else:
-        source = existing(Path(store), Path(stores))
-    held = list(source.widths()) if hook is None and hook_out is None else None  # what is named is looked for in the store later
+    given = [store] if isinstance(store, str) else list(store)
+    if not given:
+        raise InputError("data.store is an empty list: give a folder or URL, or several")
+    if len(given) == 1 and weights is not None:
+        raise InputError(f"data.weights={list(weights)} are of several stores, and data.store is one: give a list there, or leave them out")
     if hooks is not None and views != "stack":
         raise InputError("data.hooks are what dictionary=crosscoder reads; any other reads data.hook of a store: set data.hooks=null")
-    trained = chosen(views, hooks or held, hook, hook_out)
-    if transformer is not None and isinstance(source, ExistingCache):
-        source.check_transformer(transformer, trained)
-    return ActivationDataModule(
-        source, trained[0], batch_size, validation_rows, pool_rows, scale, seed, transformer, trained[1:], views, last_batch, shards_at_once
-    )
+    made: list[ActivationDataModule] = []
+    trained: list[str] = []
+    for i, one in enumerate(given):
+        source, at_once = _source(one, stores, cache_bytes // len(given), shards_at_once)
+        if not made:  # what is named is looked for in the store later
+            held = list(source.widths()) if hook is None and hook_out is None else None
+            trained = chosen(views, hooks or held, hook, hook_out)
+        if transformer is not None and isinstance(source, ExistingCache):
+            source.check_transformer(transformer, trained)
+        made.append(
+            ActivationDataModule(
+                source,
+                trained[0],
+                batch_size,
+                validation_rows,
+                pool_rows,
+                scale,
+                seed + i * APART,
+                transformer,
+                trained[1:],
+                views,
+                last_batch,
+                at_once,
+            )
+        )
+    return made[0] if len(made) == 1 else MixedDataModule(made, weights)
+
+
+APART = 1_000_003
+"""Between the seeds of stores that are mixed: two of one shape are not shuffled alike."""
+
+
+def _source(
+    store: str, stores: str, cache_bytes: int, shards_at_once: int | None
+) -> tuple[ExistingStore | ExistingCache | RemoteSource, int | None]:
+    """Of the rows in a folder or behind a URL, and over how many shards at a time they are shuffled."""
+    if is_remote(store):
+        source = RemoteSource(store, Path(stores), cache_bytes)
+        return source, source.shards_at_once(shards_at_once)
+    return existing(Path(store), Path(stores)), shards_at_once
 
 
 def chosen(views: Views, hooks: list[str] | None, hook: str | None, hook_out: str | None) -> list[str]:
