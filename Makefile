@@ -34,7 +34,7 @@ bench: $(STAMP)  ## the benchmarks: ratios to what each of them names
 
 install: $(STAMP)  ## only .venv
 
-PEERS := dictionary_learning overcomplete sae_lens sparsify
+PEERS := dictionary_learning litdata overcomplete sae_lens sparsify
 
 peers: $(PEERS:%=.peers/%/installed)  ## other libraries, each in an environment of its own under .peers
 

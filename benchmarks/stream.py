@@ -1,10 +1,11 @@
 """How fast shuffled rows come out of a store, and how well they are mixed.
 
-    python -m benchmarks.stream [--rows 600000] [--dtype bfloat16] [--folder FOLDER] [--steps 20] [--rounds 3]
+    python -m benchmarks.stream [--rows 1200000] [--dtype bfloat16] [--folder FOLDER] [--steps 20] [--rounds 3]
+    python -m benchmarks.stream --peers        # other libraries' readers beside them: needs `make peers`
 
 Readers take turns on one store of d 768 (made in FOLDER, or in a temporary one): ours out of mapped files (numba), ours by way of a pool
 (what stores that cannot be mapped, and machines without numba, are read with), one careful thread that reads random blocks with pread into a
-pool that is used again, permutes and widens them (NumPy), and a sequential read. Warm: files are in memory. Cold: they have been dropped
+pool that is used again, permutes and widens them, and a sequential read. Warm: files are in memory. Cold: they have been dropped
 from it, and the sequential read goes past it (O_DIRECT). Then batches beside the SAE step of work A: how long it waits for them.
 Mixing is counted on row numbers: rows that follow each other in a batch should be as far apart in the store as in a perfect
 permutation of the pool, and as few rows of a batch of the same sequence. Printed are ratios side by side, and no judgement.
@@ -25,10 +26,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.peers.readers import OTHERS, Other, write_others
 from benchmarks.steps.ours import WORKS, make
 from sae_lightning.data.batch import Batch
 from sae_lightning.data.encoded import DTYPES, encode
 from sae_lightning.data.forward import Rows
+from sae_lightning.data.gather import CHUNK
 from sae_lightning.data.manifest import Manifest, read_manifest
 from sae_lightning.data.order import LANES, Order, numbers
 from sae_lightning.data.rows import prefetched
@@ -79,22 +82,22 @@ def ours(kind: type[Store], folder: Path) -> Iterator[int]:
 
 
 def careful(folder: Path) -> Iterator[int]:
-    """pread of random blocks into a pool, permuted and widened by NumPy; no buffer is made anew. Rows are taken for float16."""
+    """pread of random blocks into a pool, permuted and widened from there; no buffer is made anew. Rows are taken for float16."""
     files, rows = _files(folder)
     opened, size, per_pool = [(os.open(file, os.O_RDONLY), _begins(file)) for file in files], BLOCK * D * 2, POOL // BLOCK
     counts = rows // BLOCK
     shard, block = np.repeat(np.arange(len(files)), counts), numbers(np.zeros_like(counts), counts)
-    pool, half, out = np.empty((POOL, D), np.float16), np.empty((BATCH, D), np.float16), np.empty((BATCH, D), np.float32)
-    g = np.random.default_rng(0)
+    pool, half, out = (torch.empty(n, D, dtype=t) for n, t in ((POOL, torch.float16), (CHUNK, torch.float16), (BATCH, torch.float32)))
+    memory, g = pool.numpy(), np.random.default_rng(0)
     order = g.permutation(len(shard))
     for window in np.split(order, range(per_pool, len(order), per_pool)):
         for i, j in enumerate(window):
             fd, begin = opened[shard[j]]
-            os.preadv(fd, [pool[i * BLOCK : (i + 1) * BLOCK].data], begin + int(block[j]) * size)
-        permutation = g.permutation(len(window) * BLOCK)
+            os.preadv(fd, [memory[i * BLOCK : (i + 1) * BLOCK].data], begin + int(block[j]) * size)
+        permutation = torch.from_numpy(g.permutation(len(window) * BLOCK))
         for at in range(0, len(permutation) - BATCH + 1, BATCH):
-            np.take(pool, permutation[at : at + BATCH], axis=0, out=half, mode="clip")
-            np.copyto(out, half)
+            for here, to in zip(permutation[at : at + BATCH].split(CHUNK), out.split(CHUNK), strict=True):
+                to.copy_(torch.index_select(pool, 0, here, out=half[: len(here)]))
             yield BATCH
     for fd, _ in opened:
         os.close(fd)
@@ -135,15 +138,20 @@ def forget(folder: Path) -> None:
         os.close(fd)
 
 
-def rates(readers: dict[str, Callable[[], Iterator[int]]], rounds: int, before: Callable[[], object]) -> dict[str, float]:
+def timed(reader: Iterator[int]) -> float:
+    """Rows per second."""
+    began, total = time.perf_counter(), sum(reader)
+    return total / (time.perf_counter() - began)
+
+
+def rates(readers: dict[str, Callable[[], float]], rounds: int, before: Callable[[], object]) -> dict[str, float]:
     """Rows per second of each reader: the best of several rounds in which they take turns, the first of which does not count."""
     best = dict.fromkeys(readers, 0.0)
     for turn in range(rounds + 1):
         for name, reader in readers.items():
             before()
-            began, total = time.perf_counter(), sum(reader())
-            if turn:
-                best[name] = max(best[name], total / (time.perf_counter() - began))
+            rate = reader()
+            best[name] = max(best[name], rate if turn else 0.0)
     return best
 
 
@@ -187,9 +195,9 @@ class Mixing(NamedTuple):
 
 def mixing(rows: int, pool: int, batch: int, sequence: int, passes: int = 2) -> Mixing:
     """Of a store of so many rows, in sequences of so many."""
+    order, g = order_of(rows, pool), np.random.default_rng(0)
     starts = np.arange(0, rows, BLOCK)
     lengths = np.minimum(BLOCK, rows - starts)
-    order, g = Order(starts, lengths, np.array([0, rows]), 0, pool), np.random.default_rng(0)
     ours_, perfect = np.zeros(2), np.zeros(2)
     for number in range(passes):
         ours_ += _near(_pass(order, number), batch, sequence)
@@ -197,6 +205,12 @@ def mixing(rows: int, pool: int, batch: int, sequence: int, passes: int = 2) -> 
         pools = np.split(blocks, range(pool // BLOCK, len(blocks), pool // BLOCK))
         perfect += _near(np.concatenate([g.permutation(numbers(starts[some], lengths[some])) for some in pools]), batch, sequence)
     return Mixing(ours_[0] / perfect[0], perfect[1] / ours_[1])
+
+
+def order_of(rows: int, pool: int) -> Order:
+    """Ours, of so many rows."""
+    starts = np.arange(0, rows, BLOCK)
+    return Order(starts, np.minimum(BLOCK, rows - starts), np.array([0, rows]), 0, pool)
 
 
 def _pass(order: Order, number: int) -> np.ndarray:
@@ -220,18 +234,36 @@ def _near(rows: np.ndarray, batch: int, sequence: int) -> tuple[float, float]:
     return float(np.abs(np.diff(batches)).mean()), float(sum((n * (n - 1) // 2).sum() for n in counts))
 
 
-def main(folder: Path, rows: int, dtype: str, steps: int, rounds: int) -> None:
+def compare_others(folder: Path, rows: int) -> None:
+    """Other libraries' readers on as many rows, each of which says which one it is; the careful thread beside them."""
+    others = [Other(folder / "others", *which) for which in OTHERS]
+    write_others(folder / "others", rows, D)
+    careful_ = {"careful thread (float16)": lambda: timed(careful(folder / "float16"))}
+    found = rates({str(other): other.read for other in others} | careful_, 1, lambda: None)
+    print_rates(f"other libraries, warm, {rows} rows as float16", found, "careful thread (float16)")
+    everything = np.random.default_rng(0).permutation(rows)
+    perfect = _near(everything, BATCH, CONTEXT)
+    print("  mixing beside a permutation of all rows")
+    for name, order in [*((str(other), other.order()) for other in others), ("ours", _pass(order_of(rows, POOL), 0))]:
+        distance, pairs = _near(order, BATCH, CONTEXT)
+        share = len(order) // BATCH / (rows // BATCH)
+        print(f"  {name:<34} neighbours {distance / perfect[0]:.3f}, pairs of a sequence {share * perfect[1] / pairs:.3f}")
+
+
+def main(folder: Path, rows: int, dtype: str, steps: int, rounds: int, peer_rows: int) -> None:
     made(folder / dtype, rows, D, dtype)
     made(folder / "float16", rows, D, "float16")
     readers = {
-        "ours, mapped": lambda: ours(Store, folder / dtype),
-        "ours, through a pool": lambda: ours(Unmapped, folder / dtype),
-        "careful thread (float16)": lambda: careful(folder / "float16"),
+        "ours, mapped": lambda: timed(ours(Store, folder / dtype)),
+        "ours, through a pool": lambda: timed(ours(Unmapped, folder / dtype)),
+        "careful thread (float16)": lambda: timed(careful(folder / "float16")),
     }
-    warm = rates(readers | {"sequential": lambda: sequential(folder / dtype, False)}, rounds, lambda: None)
+    warm = rates(readers | {"sequential": lambda: timed(sequential(folder / dtype, False))}, rounds, lambda: None)
     print_rates(f"warm, {rows} rows of d {D} as {dtype}, batches of {BATCH}, pool {POOL}", warm, "careful thread (float16)")
+    if peer_rows:
+        compare_others(folder, peer_rows)
     cold = rates(
-        readers | {"sequential, direct": lambda: sequential(folder / dtype, True)},
+        readers | {"sequential, direct": lambda: timed(sequential(folder / dtype, True))},
         rounds,
         lambda: (forget(folder / dtype), forget(folder / "float16")),
     )
@@ -244,12 +276,15 @@ def main(folder: Path, rows: int, dtype: str, steps: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=600_000)
+    parser.add_argument("--rows", type=int, default=1_200_000)
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--folder", type=Path, help="stores are kept there; otherwise in a temporary folder")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", action="store_true", help="other libraries' readers beside them: needs `make peers`")
+    parser.add_argument("--peer-rows", type=int, default=262_144, help="that they read")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        main(given.folder or Path(temporary), given.rows, given.dtype, given.steps, given.rounds)
+        peer_rows = given.peer_rows if given.peers else 0
+        main(given.folder or Path(temporary), given.rows, given.dtype, given.steps, given.rounds, peer_rows)
