@@ -25,6 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Rows of width 16, 16 and 32."""
     data = made(tmp_path_factory.mktemp("stores"), hooks=[*HOOKS, WIDE])
     data.prepare_data()
+    assert isinstance(data.store, Store)
     return data.store
 
 
