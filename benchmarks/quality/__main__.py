@@ -5,6 +5,7 @@
     python -m benchmarks.quality --seeds 5                                         # five seeds of what other libraries have too
     python -m benchmarks.quality --seeds 5 --peers                                 # other libraries beside them: needs `make peers`
     python -m benchmarks.quality --models topk,relu --steps 300                    # a look
+    python -m benchmarks.quality … --write                                         # its table and picture into README.md
 
 Learning rates are tuned over one grid for each, at the first L0 of each kind of rows, on validation rows; every other L0 and seed takes
 the one chosen. Penalties are searched until L0 is within 5 %. Scores are those of the exported SAE on test rows, which choose nothing.
@@ -26,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from benchmarks.quality import peers
+from benchmarks.quality import peers, table
 from benchmarks.quality.picture import draw
 from benchmarks.quality.plan import Job, Settings, architectures, plan, settings_of
 from benchmarks.quality.report import chosen, costs, paired, tables
@@ -52,6 +53,7 @@ def read(argv: Sequence[str]) -> Settings:
     parser.add_argument("--lr", type=lambda text: tuple(map(float, _words(text))), default=(1e-3, 3e-3), help="the grid")
     parser.add_argument("--seeds", type=int, default=1, help="of architectures that other libraries have, at the first L0")
     parser.add_argument("--peers", action="store_true", help="other libraries' own trainers on the same rows: needs `make peers`")
+    parser.add_argument("--write", action="store_true", help="keep the csv and the picture, and put their table into README.md")
     parser.add_argument("--words", default="", help="more words for every training, as train.py takes them")
     chosen = parser.parse_args(argv)
     if chosen.peers:
@@ -62,7 +64,9 @@ def read(argv: Sequence[str]) -> Settings:
     l0 = {"synthetic": chosen.l0, "stories": chosen.stories_l0}
     steps = {"synthetic": chosen.steps, "stories": chosen.stories_steps}
     stories = None if chosen.stories is None else (chosen.stories[0], chosen.stories[1])
-    return Settings(chosen.out, models, l0, steps, chosen.lr, chosen.seeds, stories, tuple(chosen.words.split()), chosen.peers)
+    return Settings(
+        chosen.out, models, l0, steps, chosen.lr, chosen.seeds, stories, tuple(chosen.words.split()), chosen.peers, chosen.write
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -107,9 +111,11 @@ def _run(settings: Settings, context: Any, console: Console) -> int:
     finally:
         rows = results.rows()
         draw(chosen(rows), settings.out / "quality.png")
-        for table in (*tables(rows), paired(rows), costs(rows)):
-            if table is not None:
-                console.print(table)
+        for found in (*tables(rows), paired(rows), costs(rows)):
+            if found is not None:
+                console.print(found)
+        if settings.write:
+            table.write(settings.out)
         console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes now; {results.path}, {settings.out / 'quality.png'}")
     return len(failed)
 

@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     stories: tuple[Path, Path] | None = None
     words: tuple[str, ...] = ()
     peers: bool = False
+    write: bool = False
 
     def libraries(self, model: str) -> list[str]:
         """Other libraries that train this architecture too, if they were asked for."""

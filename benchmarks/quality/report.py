@@ -67,7 +67,7 @@ def paired(rows: Sequence[Row]) -> Table | None:
     for model, l0, steps in sorted({(row["model"], row["l0_wanted"], row["steps"]) for row in synthetic if row["library"] != OURS}):
         at = [row for row in synthetic if (row["model"], row["l0_wanted"], row["steps"]) == (model, l0, steps)]
         peer = leader(at)
-        ours, theirs = (_by_seed([row for row in at if row["library"] == library]) for library in (OURS, peer))
+        ours, theirs = (by_seed([row for row in at if row["library"] == library]) for library in (OURS, peer))
         seeds = sorted(set(ours) & set(theirs))
         if len(seeds) < 2:
             continue
@@ -81,7 +81,7 @@ def paired(rows: Sequence[Row]) -> Table | None:
     return made if made.rows else None
 
 
-def _by_seed(rows: Sequence[Row]) -> dict[int, float]:
+def by_seed(rows: Sequence[Row]) -> dict[int, float]:
     """On test rows, with one learning rate for all seeds: that which validation rows of seed 0 chose."""
     lr = best([row for row in rows if row["seed"] == 0] or rows)["lr"]
     return {row["seed"]: row["explained_variance"] for row in rows if row["lr"] == lr}

@@ -12,9 +12,10 @@ import torch
 from rich.console import Console
 from torch.testing import assert_close
 
+from benchmarks.quality import table
 from benchmarks.quality.__main__ import read, run
 from benchmarks.quality.held_out import halves
-from benchmarks.quality.plan import OURS, PAIRED, Job, architectures, best, is_null, plan, resolved, weight
+from benchmarks.quality.plan import OURS, PAIRED, ROOT, Job, architectures, best, is_null, plan, resolved, weight
 from benchmarks.quality.report import chosen, is_within, paired, standard_error
 from benchmarks.quality.results import FIELDS, Results, Row
 from benchmarks.quality.search import FULL_RUNS, Known, search
@@ -220,9 +221,9 @@ def test_the_comparison_is_paired_over_seeds() -> None:
     ours, theirs = [0.878, 0.880, 0.882], [0.880, 0.880, 0.880]
     made = [row(seed=i, explained_variance=v, explained_variance_validation=v) for i, v in enumerate(ours)]
     made += [row(seed=i, explained_variance=v, explained_variance_validation=v, library="peer") for i, v in enumerate(theirs)]
-    table = paired(made)
-    assert table is not None
-    assert [next(iter(column.cells)) for column in table.columns][1:] == ["0.8800", "0.8800 peer", "+0.0000", "0.0012", "3", "yes"]
+    compared = paired(made)
+    assert compared is not None
+    assert [next(iter(column.cells)) for column in compared.columns][1:] == ["0.8800", "0.8800 peer", "+0.0000", "0.0012", "3", "yes"]
     assert standard_error([-0.002, 0.0, 0.002]) == pytest.approx(0.002 / math.sqrt(3))
     assert not is_within(-0.002, 0.00115, 3)
 
@@ -238,3 +239,19 @@ def test_other_words_are_refused_beside_old_lines(tmp_path: Path) -> None:
     run(asked, fork, Console(quiet=True))
     with pytest.raises(InputError, match="was begun with"):
         run(asked._replace(words=()), fork, Console(quiet=True))
+
+
+def test_the_readme_shows_what_was_kept() -> None:
+    """The table is that of the csv; what others reached is shown beside ours over the same seeds."""
+    shown = table.between((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown == table.markdown(Results(table.KEPT).rows())
+    assert table.PICTURE.exists()
+
+
+def test_a_line_of_the_table(tmp_path: Path) -> None:
+    ours = [row(seed=i, explained_variance=0.88 + i / 100, explained_variance_validation=0.9) for i in range(3)]
+    theirs = [row(seed=i, explained_variance=0.8, explained_variance_validation=0.8, library="peer") for i in range(2)]
+    missed = row(l0_wanted=8, l0_validation=12.0, l0=11.5, explained_variance=0.5, explained_variance_validation=0.5)
+    lines = table.markdown([*ours, *theirs, missed]).splitlines()
+    assert lines[0] == "| explained variance | synthetic, L0 8 | synthetic, L0 12 | best other library, synthetic, L0 12 |"
+    assert lines[2] == f"| {ours[0]['model']} | 0.500 (L0 11.5) | 0.880 | peer 0.8000, ours 0.8850 (2 seeds) |"

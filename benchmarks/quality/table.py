@@ -1,0 +1,62 @@
+"""What README.md shows of the quality benchmark: kept as its csv and its picture, written there with `--write`."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.quality.plan import OURS, ROOT, TOLERANCE, is_null, leader
+from benchmarks.quality.report import by_seed, chosen
+from benchmarks.quality.results import Results, Row
+
+KEPT, PICTURE = ROOT / "benchmarks" / "results" / "quality.csv", ROOT / "docs" / "quality.png"
+BEGIN, END = "<!-- quality: written by `python -m benchmarks.quality --write` -->\n", "<!-- /quality -->"
+
+
+def write(out: Path) -> None:
+    """Keeps the csv and the picture in `out`, and puts their table into README.md."""
+    KEPT.parent.mkdir(exist_ok=True)
+    shutil.copyfile(out / "quality.csv", KEPT)
+    shutil.copyfile(out / "quality.png", PICTURE)
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(text.replace(BEGIN + between(text) + END, BEGIN + markdown(Results(KEPT).rows()) + END), encoding="utf-8")
+
+
+def between(text: str) -> str:
+    """What stands between the marks."""
+    return text.split(BEGIN, 1)[1].split(END, 1)[0]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A line for each architecture: explained variance on test rows at each L0; and, at the first one, beside the best other library."""
+    best = {(row["rows"], row["l0_wanted"], row["model"]): row for row in chosen(rows) if row["library"] == OURS}
+    places = sorted({key[:2] for key in best}, key=lambda place: (place[0] == "stories", place[1]))
+    models = sorted({key[2] for key in best}, key=lambda model: (is_null(model), model))
+    lines = [
+        f"| explained variance | {' | '.join(f'{kind}, L0 {l0}' for kind, l0 in places)} | best other library, synthetic, L0 12 |",
+        "|---" * (len(places) + 2) + "|",
+    ]
+    for model in models:
+        cells = [_cell(best.get((*place, model))) for place in places]
+        lines.append(f"| {model} | {' | '.join(cells)} | {_other([row for row in rows if row['model'] == model])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Row | None) -> str:
+    """With its L0 where that was missed."""
+    if row is None:
+        return "–"
+    missed = row["knob"] and abs(row["l0_validation"] / row["l0_wanted"] - 1) > TOLERANCE
+    return f"{row['explained_variance']:.3f}" + (f" (L0 {row['l0']:.1f})" if missed else "")
+
+
+def _other(rows: Sequence[Row]) -> str:
+    """Its mean over seeds, and ours over the same ones."""
+    at = [row for row in rows if (row["rows"], row["l0_wanted"]) == ("synthetic", 12)]
+    library = leader(at)
+    if library is None:
+        return "–"
+    ours, theirs = (by_seed([row for row in at if row["library"] == name]) for name in (OURS, library))
+    seeds = sorted(set(ours) & set(theirs))
+    mean = {name: sum(values[seed] for seed in seeds) / len(seeds) for name, values in (("ours", ours), ("theirs", theirs))}
+    return f"{library} {mean['theirs']:.4f}, ours {mean['ours']:.4f}" + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
