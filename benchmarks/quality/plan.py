@@ -173,9 +173,10 @@ def resolved(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job
             raise InputError(f"{job}: no learning rate was tuned for it, since the jobs that do so failed")
         lr = best(tuned)["lr"]
     searched = [row for row in found if row["knob"] in KNOBS[2:] and row["library"] == job.library]
-    searched = [row for row in searched if row["lr"] == lr] or searched
+    same = [row for row in searched if row["lr"] == lr and row["seed"] == job.seed]
+    searched = same or [row for row in searched if row["lr"] == lr] or searched
     steepness = searched[-1]["knob_slope"] if searched else math.nan
-    known = Known(tuple((weight(row["knob"], row["knob_value"]), row["l0_validation"]) for row in searched), steepness)
+    known = Known(tuple((weight(row["knob"], row["knob_value"]), row["l0_validation"]) for row in searched), steepness, bool(same))
     return job._replace(lr=lr, known=known, needs=())
 
 

@@ -15,10 +15,14 @@ MOST = math.log(8)
 
 
 class Known(NamedTuple):
-    """What other searches of this architecture found: weights with their L0, and how steep L0 falls there, nan where none says."""
+    """What other searches of this architecture found: weights with their L0, and how steep L0 falls there, nan where none says.
+
+    `is_same`: those trainings differ from the ones to come in nothing but the weight.
+    """
 
     points: tuple[tuple[float, float], ...] = ()
     steepness: float = math.nan
+    is_same: bool = False
 
 
 class Found(NamedTuple, Generic[T]):
@@ -53,14 +57,15 @@ def search(
     full: list[tuple[float, float]] = []
     results: list[T] = []
     steepness = slope(known.points, wanted, known.steepness)
+    before = known.points if known.is_same else ()
     while True:
         result, l0 = run(weight, 1.0)
         full.append((weight, l0))
         results.append(result)
-        steepness = slope(full, wanted, steepness)
+        steepness = slope([*before, *full], wanted, steepness)
         if abs(l0 / wanted - 1) <= tolerance or len(full) == FULL_RUNS:
             break
-        weight = following(full, wanted, steepness)
+        weight = following([*before, *full], wanted, steepness)
     nearest = min(range(len(full)), key=lambda i: abs(_log(full[i][1], wanted)))
     return Found(results[nearest], full[nearest][0], steepness, len(full))
 

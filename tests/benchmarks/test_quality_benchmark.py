@@ -210,6 +210,18 @@ def test_a_weight_is_found_where_short_runs_are_denser_or_sparser(steepness: flo
     assert set(shares) == {1.0}  # no pilots where something is known
 
 
+def test_trainings_that_differ_in_the_weight_alone_hold_the_target_from_one_side() -> None:
+    """L0 is steeper below a weight of 0.1 than it was found to be above."""
+
+    def train(weight: float, share: float) -> tuple[float, float]:
+        return weight, 12 * (weight / 0.1) ** (-2 if weight < 0.1 else -0.4)
+
+    found = search(train, 24.0, 1.0, 0.05, Known(((0.1, 12.0),), -0.4, is_same=True))
+    assert found.full_runs == 2
+    assert found.weight == pytest.approx(0.1 / math.sqrt(2))
+    assert search(train, 24.0, 1.0, 0.05, Known(((0.1, 12.0),), -0.4)).full_runs > 2
+
+
 def test_what_cannot_be_reached_gives_the_nearest() -> None:
     found = search(lambda weight, share: (weight, 40 + 10 / (1 + weight)), 12.0, 1.0, 0.05)
     assert found.full_runs == FULL_RUNS
