@@ -27,7 +27,13 @@ def test_l0_lands_on_its_target_on_known_directions(target: int, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [4, 8, 16, 32])
 @pytest.mark.parametrize(
-    ("model", "steps"), [("batch_topk model.k", 150), ("matryoshka model.k", 150), ("matryoshka_lagrangian model.target_l0", 600)]
+    ("model", "steps"),
+    [
+        ("batch_topk model.k", 150),
+        ("matryoshka model.k", 150),
+        ("matryoshka_lagrangian model.target_l0", 600),
+        ("jumprelu model.target_l0", 600),
+    ],
 )
 def test_an_export_has_its_l0_on_rows_that_nothing_has_seen(model: str, steps: int, target: int, tmp_path: Path) -> None:
     words = f"model={model}={target} {ROWS} trainer.max_steps={steps}"

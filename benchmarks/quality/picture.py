@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -70,5 +71,5 @@ def _value(row: Row, score: str) -> float:
     return 1 - row[score] if score == "explained_variance" else row[score]
 
 
-def _style(i: int, model: str) -> dict[str, object]:
+def _style(i: int, model: str) -> dict[str, Any]:
     return {"linestyle": ":" if is_null(model) else "-" if i < 10 else "--", "marker": "o", "color": f"C{i % 10}", "markersize": 4}
