@@ -99,7 +99,7 @@ def test_a_threshold_at_zero_still_has_a_gradient_and_is_clamped_after_the_step(
 
 
 def test_the_weight_rises_over_the_warmup() -> None:
-    sae = jumprelu(None, "l0")
+    sae = jumprelu(None, "l0", warmup=0.05)
     sae.begin_(400)
     sae.steps_done.zero_()
     sums, weights = {"fires": torch.zeros(24, dtype=torch.int64), "rows": torch.tensor(16)}, []
