@@ -11,6 +11,9 @@ from typing import Any
 
 from sae_lightning.errors import InputError
 
+UNNAMED = ".tmp??????"
+"""What safetensors calls a file while it writes it, beside the name that it was given."""
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
@@ -65,6 +68,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what processes that were killed left of files they were writing, below a folder that no other process writes into."""
+    for path in folder.rglob(UNNAMED):
+        path.unlink(missing_ok=True)
     for path in folder.rglob(".*.tmp"):
         _, pid, _ = path.name.rsplit(".", 2)
         if pid.isdecimal() and int(pid) != os.getpid():

@@ -38,7 +38,7 @@ def test_the_one_before_is_kept_where_that_is_asked_for(tmp_path):
 
 def test_leftovers_of_other_processes_are_removed_at_any_depth(tmp_path):
     kept = [f".a.json.{os.getpid()}.tmp", "b.1.tmp", ".c.tmp", ".d.x.tmp", ".e.1.txt"]
-    for name in [*kept, ".a.json.1.tmp", ".weights.99999999.tmp"]:
+    for name in [*kept, ".a.json.1.tmp", ".weights.99999999.tmp", ".tmpDp4Ysb"]:
         for folder in (tmp_path, tmp_path / "x" / "y"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()

@@ -14,7 +14,7 @@ from sae_lightning.data.manifest import LARGE, STAMPS, STATISTICS, Counts, Manif
 from sae_lightning.data.statistics import Moments, moment_keys, statistics_tensors
 from sae_lightning.data.store import checksum, read_stamps, stamp, verify
 from sae_lightning.errors import InputError
-from sae_lightning.files import replacing, write_json
+from sae_lightning.files import UNNAMED, replacing, write_json
 
 
 class StoreWriter:
@@ -26,7 +26,7 @@ class StoreWriter:
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
         folder.mkdir(parents=True, exist_ok=True)
-        for left_behind in folder.glob(".*.tmp"):
+        for left_behind in [*folder.glob(".*.tmp"), *folder.glob(UNNAMED)]:
             left_behind.unlink()
         verify(folder, manifest, may_be_missing=True)
         self.manifest.complete, self.manifest.statistics_sha256 = False, None
