@@ -189,7 +189,11 @@ class ActivationDataModule(RowsDataModule):
 
     def tokens_train(self, index: int, n: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
         """The same of n training sequences: batch number `index` of an endless row of them, which is shuffled anew for each pass."""
-        return self._tokens(self.sequences.read(index * n, (index + 1) * n))
+        return self.tokens_at(index * n, (index + 1) * n)
+
+    def tokens_at(self, start: int, stop: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
+        """The same of sequences start … stop − 1 of that row."""
+        return self._tokens(self.sequences.read(start, stop))
 
     def _tokens(self, sequences: Int[Tensor, " n"]) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
         return self.store.tokens(sequences).long(), ~self.store.has_row(sequences)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -115,10 +115,9 @@ class MixedDataModule(RowsDataModule):
 
     def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
         units = self.batch_size // self.unit
-        starts, stops = (self.unit * self.mixture.before(units * i) for i in (index, index + 1))
         parts, done = [], 0
-        for store, start, stop in zip(self.stores, starts.tolist(), stops.tolist(), strict=True):
-            own = (rank - done) % ranks
+        for store, i, j in self._of_each(units * index, units * (index + 1)):
+            start, stop, own = self.unit * i, self.unit * j, (rank - done) % ranks
             if start + own < stop:
                 parts.append(store.batch_at(start, stop, own, ranks))
             done += stop - start
@@ -129,28 +128,28 @@ class MixedDataModule(RowsDataModule):
         return itertools.chain.from_iterable(store.held_out() for store in self.stores)
 
     def sample(self, n: int, seed: int) -> Batch:
-        return joined(self._of_each(n, lambda store, share: store.sample(share, seed)))
+        return joined([store.sample(stop - start, seed) for store, start, stop in self._of_each(0, n)])
 
     def tokens_held_out(self, n: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
-        return self._tokens(n, lambda store, share: store.tokens_held_out(share))
+        return _side_by_side([store.tokens_held_out(stop - start) for store, start, stop in self._of_each(0, n)])
 
     def tokens_train(self, index: int, n: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
-        return self._tokens(n, lambda store, share: store.tokens_train(index, share))
+        return _side_by_side([store.tokens_at(start, stop) for store, start, stop in self._of_each(index * n, (index + 1) * n)])
 
-    def _tokens(self, n: int, read: Callable[[ActivationDataModule, int], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        found = self._of_each(n, read)
-        if len({ids.shape[1] for ids, _ in found}) > 1:
-            raise InputError(
-                "the stores that are mixed hold sequences of different lengths, so none is evaluated inside a transformer: "
-                "leave out data/transformer, or harvest them with the same data.context_length"
-            )
-        ids, special = zip(*found, strict=True)
-        return torch.cat(ids), torch.cat(special)
+    def _of_each(self, start: int, stop: int) -> list[tuple[ActivationDataModule, int, int]]:
+        """Which of its own each store gives for the turns start … stop − 1; those that give none are left out."""
+        starts, stops = self.mixture.before(start).tolist(), self.mixture.before(stop).tolist()
+        return [(store, i, j) for store, i, j in zip(self.stores, starts, stops, strict=True) if i < j]
 
-    def _of_each(self, n: int, read: Callable[[ActivationDataModule, int], Any]) -> list[Any]:
-        """What is read of n, cut as the mixture is."""
-        shares = self.mixture.before(n).tolist()
-        return [read(store, share) for store, share in zip(self.stores, shares, strict=True) if share]
+
+def _side_by_side(found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len({ids.shape[1] for ids, _ in found}) > 1:
+        raise InputError(
+            "the stores that are mixed hold sequences of different lengths, so none is evaluated inside a transformer: "
+            "leave out data/transformer, or harvest them with the same data.context_length"
+        )
+    ids, special = zip(*found, strict=True)
+    return torch.cat(ids), torch.cat(special)
 
 
 class Mixture:

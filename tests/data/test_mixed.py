@@ -148,6 +148,8 @@ def test_validation_rows_and_samples_are_mixed_alike(folders):
     assert ids[:, 0].tolist() == [1] * 2 + [2] * 6
     assert special.shape == ids.shape == (8, CONTEXT)
     assert data.tokens_train(3, 8)[0][:, 0].tolist() == [1] * 2 + [2] * 6
+    one_by_one = [data.tokens_train(i, 1)[0][0, 0].item() for i in range(8)]
+    assert sorted(one_by_one) == [1] * 2 + [2] * 6
 
 
 def test_by_itself_no_store_gives_more_than_a_twentieth_for_validation(folders):
