@@ -17,11 +17,11 @@ from sae_lightning.data.packing import check_context
 from sae_lightning.data.periods import Layout, Place
 from sae_lightning.data.reading import Reading, Stretch
 from sae_lightning.data.rows import RowsDataModule, generator, scale_of
+from sae_lightning.data.shuffle import VALIDATION_MOST, VALIDATION_SHARE
 from sae_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
-VALIDATION_SHARE, VALIDATION_MOST = 0.05, 65_536
 ENDLESS = 1 << 60
 """Tokens: more than any text has."""
 SAMPLED = 65_536
