@@ -19,18 +19,6 @@ from tests.data.tiny import HOOKS, RandomText, files, harvest
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12: threads of torch; children do not use them
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A store of 4 shards with 240 rows each; not to be changed."""
-    return harvest(tmp_path_factory.mktemp("stores")).ensure()
-
-
-@pytest.fixture
-def copy(made, tmp_path):
-    """A copy that may be spoilt. Its times are those of the original, so that its stamps hold."""
-    return shutil.copytree(made.path, tmp_path / "store")
-
-
 def flip(path: Path, at: int) -> None:
     """One bit, as a bad disk does: size and times stay."""
     times = path.stat()

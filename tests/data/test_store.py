@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import struct
 
 import pytest
@@ -9,18 +8,6 @@ import torch
 from sae_lightning.data.store import ExistingStore, Store
 from sae_lightning.errors import InputError
 from tests.data.tiny import HOOKS, harvest
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A store of 4 shards with 240 rows each; not to be changed."""
-    return harvest(tmp_path_factory.mktemp("stores")).ensure()
-
-
-@pytest.fixture
-def copy(made, tmp_path):
-    """A copy that may be spoilt. Its times are those of the original, so that its stamps hold."""
-    return shutil.copytree(made.path, tmp_path / "store")
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 960), (0, 0), (960, 960), (239, 241), (240, 480), (100, 700), (959, 960)])
