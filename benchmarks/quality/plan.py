@@ -199,5 +199,10 @@ def _keys(jobs: Sequence[Job], done: Mapping[tuple[Any, ...], Any]) -> list[tupl
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """That with the most explained variance on VALIDATION rows, among those whose L0 there is right, or among all if none's is."""
-    right = [row for row in rows if abs(row["l0_validation"] / row["l0_wanted"] - 1) <= TOLERANCE]
+    right = [row for row in rows if not misses(row)]
     return max(right or rows, key=lambda row: -math.inf if math.isnan(v := row["explained_variance_validation"]) else v)
+
+
+def misses(row: Mapping[str, Any]) -> bool:
+    """Whether its L0 on validation rows is not the one that was asked for, within TOLERANCE."""
+    return abs(row["l0_validation"] / row["l0_wanted"] - 1) > TOLERANCE

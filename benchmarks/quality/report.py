@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.table import Table
 
-from benchmarks.quality.plan import OURS, TOLERANCE, best, leader
+from benchmarks.quality.plan import OURS, best, leader, misses
 from benchmarks.quality.results import Row
 from sae_lightning.report.table import number
 
@@ -49,9 +49,8 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
             made.add_column(title, justify="right")
         for row in lines:
             label = row["model"] if row["library"] == OURS else f"{row['library']} {row['model']}"
-            missed = row["knob"] and abs(row["l0_validation"] / l0 - 1) > TOLERANCE
             values = [number(row[name]) if name != "lr" or row[name] else "–" for name in columns.values()]
-            made.add_row(label + (" (missed L0)" if missed else ""), *values)
+            made.add_row(label + (" (missed L0)" if row["knob"] and misses(row) else ""), *values)
         yield made
 
 
@@ -67,18 +66,22 @@ def paired(rows: Sequence[Row]) -> Table | None:
     for model, l0, steps in sorted({(row["model"], row["l0_wanted"], row["steps"]) for row in synthetic if row["library"] != OURS}):
         at = [row for row in synthetic if (row["model"], row["l0_wanted"], row["steps"]) == (model, l0, steps)]
         peer = leader(at)
-        ours, theirs = (by_seed([row for row in at if row["library"] == library]) for library in (OURS, peer))
-        seeds = sorted(set(ours) & set(theirs))
-        if len(seeds) < 2:
+        ours, theirs = ([], []) if peer is None else seeds_in_common(at, peer)
+        if len(ours) < 2:
             continue
-        differences = [ours[seed] - theirs[seed] for seed in seeds]
+        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
         mean, error = statistics.mean(differences), standard_error(differences)
-        verdict = "yes" if is_within(mean, error, len(seeds)) else "no"
-        cells = (statistics.mean(ours[s] for s in seeds), statistics.mean(theirs[s] for s in seeds))
-        made.add_row(
-            f"{model}, L0 {l0}", f"{cells[0]:.4f}", f"{cells[1]:.4f} {peer}", f"{mean:+.4f}", f"{error:.4f}", str(len(seeds)), verdict
-        )
+        verdict = "yes" if is_within(mean, error, len(ours)) else "no"
+        cells = f"{statistics.mean(ours):.4f}", f"{statistics.mean(theirs):.4f} {peer}", f"{mean:+.4f}", f"{error:.4f}"
+        made.add_row(f"{model}, L0 {l0}", *cells, str(len(ours)), verdict)
     return made if made.rows else None
+
+
+def seeds_in_common(rows: Sequence[Row], library: str) -> tuple[list[float], list[float]]:
+    """Ours and those of another library, of one architecture and L0: seed by seed, for the seeds that both have."""
+    ours, theirs = (by_seed([row for row in rows if row["library"] == name]) for name in (OURS, library))
+    seeds = sorted(set(ours) & set(theirs))
+    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 
 def by_seed(rows: Sequence[Row]) -> dict[int, float]:

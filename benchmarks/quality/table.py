@@ -1,11 +1,12 @@
 """What README.md shows of the quality benchmark: kept as its csv and its picture, written there with `--write`."""
 
 import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.quality.plan import OURS, ROOT, TOLERANCE, is_null, leader
-from benchmarks.quality.report import by_seed, chosen
+from benchmarks.quality.plan import OURS, ROOT, is_null, leader, misses
+from benchmarks.quality.report import chosen, seeds_in_common
 from benchmarks.quality.results import Results, Row
 
 KEPT, PICTURE = ROOT / "benchmarks" / "results" / "quality.csv", ROOT / "docs" / "quality.png"
@@ -46,8 +47,7 @@ def _cell(row: Row | None) -> str:
     """With its L0 where that was missed."""
     if row is None:
         return "–"
-    missed = row["knob"] and abs(row["l0_validation"] / row["l0_wanted"] - 1) > TOLERANCE
-    return f"{row['explained_variance']:.3f}" + (f" (L0 {row['l0']:.1f})" if missed else "")
+    return f"{row['explained_variance']:.3f}" + (f" (L0 {row['l0']:.1f})" if row["knob"] and misses(row) else "")
 
 
 def _other(rows: Sequence[Row]) -> str:
@@ -56,7 +56,5 @@ def _other(rows: Sequence[Row]) -> str:
     library = leader(at)
     if library is None:
         return "–"
-    ours, theirs = (by_seed([row for row in at if row["library"] == name]) for name in (OURS, library))
-    seeds = sorted(set(ours) & set(theirs))
-    mean = {name: sum(values[seed] for seed in seeds) / len(seeds) for name, values in (("ours", ours), ("theirs", theirs))}
-    return f"{library} {mean['theirs']:.4f}, ours {mean['ours']:.4f}" + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
+    ours, theirs = seeds_in_common(at, library)
+    return f"{library} {statistics.mean(theirs):.4f}, ours {statistics.mean(ours):.4f}" + (f" ({len(ours)} seeds)" if len(ours) > 1 else "")
