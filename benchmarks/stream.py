@@ -32,7 +32,7 @@ from sae_lightning.data.batch import Batch
 from sae_lightning.data.encoded import DTYPES, encode
 from sae_lightning.data.forward import Rows
 from sae_lightning.data.gather import CHUNK
-from sae_lightning.data.manifest import Manifest, read_manifest
+from sae_lightning.data.manifest import MANIFEST, Manifest, read_manifest
 from sae_lightning.data.order import LANES, Order, numbers
 from sae_lightning.data.rows import prefetched
 from sae_lightning.data.shuffle import BLOCK, ShuffledRows, split
@@ -48,9 +48,9 @@ DIRECT_BYTES = 8 << 20
 
 
 def made(folder: Path, rows: int, d: int, dtype: str) -> Store:
-    """Normal numbers in sequences of 128 rows. What is there is used again."""
+    """Normal numbers in sequences of 128 rows. A whole store that is there is used again."""
     manifest = Manifest({}, {HOOK: d}, dtype, CONTEXT, [], -(-rows // CONTEXT), SHARD_SEQUENCES, SHARD_SEQUENCES)
-    if not (folder / "manifest.json").exists():
+    if not (folder / MANIFEST).exists() or not read_manifest(folder).complete:
         writer, g = StoreWriter(folder, manifest), torch.Generator().manual_seed(0)
         writer.set_median_norms({HOOK: d**0.5})
         for shard, first in enumerate(range(0, manifest.sequences, SHARD_SEQUENCES)):
