@@ -14,6 +14,8 @@ from jaxtyping import Int64
 from sae_lightning.data.rows import generator
 
 LANES = 64
+MOST_AT_ONCE = 1 << 26
+"""Rows, whose permuted blocks take 24 MB: far more than a pool has, so that rows are mixed as well as over all of a larger store."""
 LastBatch = Literal["fill", "drop", "short"]
 """What happens where a pass ends inside a batch: the next pass goes on in it, its rows are left out, or it is a short one."""
 Array = np.ndarray
@@ -95,7 +97,8 @@ class Order:
     """The endless sequence: pass after pass, each in another order. A pure function of its arguments.
 
     `starts`, `lengths`: blocks of rows in the order of the store, none of which lies in two shards. `pool_rows`: the windows of all lanes
-    together. `shards_at_once`: blocks are permuted within groups of so many shards, drawn anew for each pass; None: over all of them.
+    together. `shards_at_once`: blocks are permuted within groups of so many shards, drawn anew for each pass; None: over all of them, or
+    so many that they have `MOST_AT_ONCE` rows, so that what is permuted does not grow with the store.
     """
 
     def __init__(self, starts: Int64[Array, " blocks"], lengths: Int64[Array, " blocks"], shard_starts: Int64[Array, " shards_and_one"],
@@ -103,7 +106,7 @@ class Order:
         self._starts, self._lengths, self._seed = starts, lengths, seed
         self._first_block = np.searchsorted(starts, shard_starts)
         self._shard_rows = np.diff(np.concatenate([[0], np.cumsum(lengths)])[self._first_block])
-        self._at_once = shards_at_once or len(self._shard_rows)
+        self._at_once = shards_at_once or max(1, MOST_AT_ONCE // max(1, int(self._shard_rows.max())))
         self.rows = int(lengths.sum())
         self.window_rows = max(1, pool_rows // LANES)
         self._kept: list[Segment] = []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lightning.data.order import LANES, Order, Segment, numbers, places_of
+from sae_lightning.data.order import LANES, MOST_AT_ONCE, Order, Segment, numbers, places_of
 
 
 class Blocks(NamedTuple):
@@ -44,6 +44,15 @@ def rows_of(segment: Segment) -> np.ndarray:
             found[lane + LANES * np.arange(window.begin, window.end)] = rows
             row = window.end
     return found
+
+
+def test_what_is_permuted_at_once_does_not_grow_with_the_store():
+    shard = 1 << 25
+    starts = np.arange(0, 5 * shard, 64)
+    for shards, rows in ((1, shard), (2, MOST_AT_ONCE), (5, MOST_AT_ONCE)):
+        n = shards * shard // 64
+        order = Order(starts[:n], np.full(n, 64), shard * np.arange(shards + 1), 0, 1 << 17)
+        assert order.segment(0).rows == rows
 
 
 @given(blocks(), POOLS, AT_ONCE, st.integers(0, 3))
