@@ -6,7 +6,7 @@ from sae_lightning.run.entry import entry
 
 
 @entry("train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | tuple[float, ...]:
     from sae_lightning.run.build import build
     from sae_lightning.run.finish import score
     from sae_lightning.run.record import recording
@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> float:
     with recording(run.folder, seed=cfg.seed, module=run.module, progress=run.progress, data=run.data.about):
         run.fit()
         score(cfg, run.data, run.folder)
-    return float(run.trainer.callback_metrics[cfg.optimized_metric])
+    return run.objective(cfg.optimized_metric)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ends a run before its end: bad input, which a user sees as a single line, and signals."""
+"""What ends a run before its end: bad input, which a user sees as a single line, a search, and signals."""
 
 import os
 import signal
@@ -9,6 +9,10 @@ class InputError(ValueError):
 
     `train.py` and `evaluate.py` print it without a traceback and exit with 2.
     """
+
+
+class GivenUp(Exception):
+    """A search has ended this run before its last step, since others are better: no fault."""
 
 
 class Interrupted(SystemExit):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -11,6 +12,25 @@ from typing import Any, NoReturn
 from sae_lightning.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+PARENT = "SAE_LIGHTNING_PARENT"
+"""The variable that names the process without which this one is not to go on."""
+SECONDS_WITHOUT_PARENT = 1.0
+
+
+def follow_parent() -> None:
+    """Where a launcher has started this process, SIGTERM comes when that has died: the run stops with a checkpoint."""
+    parent = int(os.environ.get(PARENT, 0))
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_WITHOUT_PARENT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def exit_at_once() -> None:

@@ -1,20 +1,21 @@
 """From a configuration to the parts of a run: the one place that calls `instantiate`."""
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra.utils
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, open_dict
 from torchmetrics import MetricCollection
 
 from sae_lightning.callbacks.schedule import Schedule
+from sae_lightning.callbacks.trial import ReportToTrial, check_monitor
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
-from sae_lightning.errors import InputError
+from sae_lightning.errors import GivenUp, InputError
 from sae_lightning.evaluation.run import Evaluation
 from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
@@ -25,14 +26,11 @@ from sae_lightning.models.start import check_start, check_views
 from sae_lightning.module import SAEModule
 from sae_lightning.run.check import OF_BUILD
 from sae_lightning.run.checkpoints import newest
+from sae_lightning.run.instantiate import instantiate
 from sae_lightning.run.quiet import quiet
 from sae_lightning.run.record import Progress, warn_of_versions
 
 PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
-
-
-instantiate = partial(hydra.utils.instantiate, _convert_="all")
-"""Lists and dicts arrive as Python's own."""
 
 
 class Run(NamedTuple):
@@ -46,14 +44,23 @@ class Run(NamedTuple):
     """What a resumed run goes on from; None for a run from its beginning."""
 
     def fit(self) -> None:
-        """Trains, and validates what there is nothing to train of."""
+        """Trains, and validates what there is nothing to train of. Errors: GivenUp where a search ended it."""
         self.trainer.fit(self.module, self.data, ckpt_path=self.checkpoint, weights_only=True)
         if self.trainer.max_steps == 0:
             self.trainer.validate(self.module, self.data, verbose=False)
+        if any(isinstance(callback, ReportToTrial) and callback.is_given_up for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise GivenUp(f"given up at step {self.trainer.global_step}")
 
     def progress(self) -> Progress:
         """How far it is now."""
-        return Progress(self.trainer.global_step, self.trainer.max_steps, self.data.rows_trained)
+        validated = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")}
+        return Progress(self.trainer.global_step, self.trainer.max_steps, self.data.rows_trained, validated)
+
+    def objective(self, metric: str | Sequence[str]) -> float | tuple[float, ...]:
+        """What its last validation says. Errors: InputError for what validation does not log."""
+        check_monitor(metric, self.trainer)
+        values = tuple(float(self.trainer.callback_metrics[name]) for name in ([metric] if isinstance(metric, str) else metric))
+        return values[0] if isinstance(metric, str) else values
 
 
 def build(cfg: DictConfig) -> Run:
@@ -129,7 +136,7 @@ def build_data(cfg: DictConfig) -> RowsDataModule:
 
 def build_evaluations(cfg: DictConfig) -> dict[str, Evaluation]:
     """By name, in the order of the configuration."""
-    return build_all(cfg.evaluate)
+    return build_all(cfg.get("evaluate"))
 
 
 def build_all(group: DictConfig | None) -> dict[str, Any]:

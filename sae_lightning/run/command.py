@@ -89,8 +89,15 @@ def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig
     """Every choice of every group, combined, since a key exists for one option and not for another; every value once with each."""
     first = [_alternatives(composer, o)[0] for o in overrides]
     whole, _ = _validate_job(composer, first)
+    said = {o.get_key_element() for o in overrides}
     params = (whole.hydra.get("sweeper") or {}).get("params") or {}
-    overrides = overrides + [parsed(f"{key}={value}") for key, value in params.items()]
+    overrides = overrides + [parsed(f"{key}={value}") for key, value in params.items() if key not in said]
+    if whole.hydra.runtime.choices.get("hydra/sweeper") == "optuna":
+        _check_search(composer, overrides)
+    elif interval := next((o for o in overrides if isinstance(o.value(), IntervalSweep)), None):
+        raise InputError(
+            f"{interval.input_line}: a grid has no intervals; write choice(…) or range(…), or search it: add hydra/sweeper=optuna"
+        )
     alternatives = [_alternatives(composer, o) for o in overrides]
     is_choice = [_is_choice(composer, o) for o in overrides]
     for job in _combined([a if choice else a[:1] for a, choice in zip(alternatives, is_choice, strict=True)]):
@@ -104,6 +111,22 @@ def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig
                     check(changed, defaults)
                     check_intervals(changed)
     return whole
+
+
+def _check_search(composer: Composer, overrides: Sequence[Override]) -> None:
+    """Errors: InputError where there is nothing to search, or architectures are, each of which has settings of its own."""
+    searched = [o for o in overrides if o.is_sweep_override()]
+    for override in searched:
+        if override.key_or_group == "model":
+            raise InputError(
+                f"{override.input_line}: a search is of one architecture, whose settings no other one has: search them one by one"
+            )
+    if not searched:
+        known = ", ".join(composer.groups.get("sweep/space", []))
+        raise InputError(
+            f"there is nothing to search: give some settings several values, 'optimizer.lr=tag(log,interval(1e-4,1e-2))', "
+            f"or choose one of sweep/space: {known}"
+        )
 
 
 def _combined(alternatives: list[list[Override]]) -> Iterator[list[Override]]:

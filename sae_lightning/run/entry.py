@@ -17,15 +17,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_lightning.errors import InputError
+from sae_lightning.errors import GivenUp, InputError
 from sae_lightning.run.command import Command, read, validate
 from sae_lightning.run.composer import Composer, one_line
 from sae_lightning.run.folder import existing, rank, remove_traces
 from sae_lightning.run.resume import replay
-from sae_lightning.signals import exit_at_once
+from sae_lightning.signals import exit_at_once, follow_parent
+from sae_lightning.sweeps.trial import telling
 
 log = logging.getLogger(__name__)
-Main = Callable[[DictConfig], float | None]
+Objective = float | tuple[float, ...] | None
+Main = Callable[[DictConfig], Objective]
 
 
 class _Refused(BaseException):
@@ -46,10 +48,12 @@ def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
 
     def decorate(main: Main) -> Callable[..., Any]:
         @functools.wraps(main)
-        def run(cfg: DictConfig | None = None) -> float | None:
+        def run(cfg: DictConfig | None = None) -> Objective:
             if cfg is not None:
                 return main(cfg)
             exit_at_once()
+            if rank() == 0:
+                follow_parent()
             try:
                 _run(main, config_name)
             except InputError as problem:
@@ -148,12 +152,16 @@ def _task(main: Main, keep: list[Path], sweeps: set[Path]) -> Main:
     """
 
     @functools.wraps(main)
-    def task(cfg: DictConfig) -> float | None:
+    def task(cfg: DictConfig) -> Objective:
         job = HydraConfig.get()
         if rank() == 0:
             log.info("folder: %s", job.runtime.output_dir)
         try:
-            return main(cfg)
+            with telling(Path(job.runtime.output_dir)) as told:
+                return told(main(cfg))
+        except GivenUp as end:
+            log.info("%s", end)
+            return None
         except Exception as error:
             problem = input_error(error)
             if problem is None:

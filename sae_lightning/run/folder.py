@@ -2,6 +2,7 @@
 
 ${run_name:}              lagrangian-L0_16-F1024-s0
 ${run_id:}                2026-11-21_10-02-33_k3x9: another one for every run, the same one for all ranks of a run
+${sweep_name:<name>}      lagrangian-optuna-3fa9c1: the same one for commands that are the same sweep, and for all jobs of it
 ${log_file:<folder>}      <folder>/training.log; a rank above 0 has a file of its own
 """
 
@@ -9,7 +10,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,37 @@ ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 SPARSITY = {"target_l0": "L0_", "k": "k", "sparsity": "l1_"}
 """Parameters of a model that belong in a run's name, and what stands before their value there."""
 
+NOT_OF_A_SWEEP = (
+    "callbacks.last",
+    "callbacks.progress_bar",
+    "compile",
+    "hydra.",
+    "hydra/job_logging",
+    "hydra/launcher",
+    "logger",
+    "paths",
+    "strategy",
+    "sweep.dry_run",
+    "sweep.limit",
+    "sweep.max_failure_rate",
+    "sweep.max_restarts",
+    "sweep.n_jobs",
+    "sweep.n_trials",
+    "sweep.storage",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.profiler",
+    "trainer.strategy",
+)
+"""How words begin that may differ between two commands for the same sweep."""
+
 
 def register_resolvers() -> None:
-    """Makes the names above known to OmegaConf. The id is cached: one configuration has one."""
+    """Makes the names above known to OmegaConf. Id and sweep are cached: one configuration has one."""
     OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
     OmegaConf.register_new_resolver("run_id", lambda: run_id(os.environ), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda name: sweep_name(name, sys.argv[1:]), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("log_file", lambda folder: log_file(folder, rank()), replace=True)
 
 
@@ -81,6 +109,20 @@ def run_id(environment: Mapping[str, str]) -> str:
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{''.join(secrets.choice(ALPHABET) for _ in range(4))}"
 
 
+def sweep_name(name: str | None, argv: Sequence[str]) -> str:
+    """[<model>-]<sweeper>-<6 hex digits of the command's words>, or the name that was given.
+
+    Words that change nothing of what a job computes, or only how many there are, do not count.
+    """
+    if name is not None:
+        return str(name).replace("/", "_")
+    words = [word for word in argv if "=" in word and not word.lstrip("+~").startswith(NOT_OF_A_SWEEP)]
+    digest = hashlib.blake2b("\n".join(words).encode(), digest_size=3).hexdigest()
+    said = dict(word.split("=", 1) for word in words)
+    models = [said["model"]] if "," not in said.get("model", ",") else []
+    return "-".join([*models, said.get("hydra/sweeper", "sweep"), digest])
+
+
 def _launched_together(environment: Mapping[str, str]) -> tuple[Any, ...] | None:
     """What all ranks of one launch know and no other launch does; None for a process that is alone."""
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
@@ -92,10 +134,10 @@ def _launched_together(environment: Mapping[str, str]) -> tuple[Any, ...] | None
         return "torchrun", launch
     if environment.get("WORLD_SIZE") != environment.get("LOCAL_WORLD_SIZE"):
         raise InputError("torchrun on several machines gives this run no name: add --rdzv-id=<any name, a new one for each run>")
-    return "torchrun", os.getppid(), _started(os.getppid())
+    return "torchrun", os.getppid(), started(os.getppid())
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process started, in ticks since boot; empty where the system does not say."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

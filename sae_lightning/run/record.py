@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -19,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
 import sae_lightning
+from sae_lightning.errors import GivenUp
 from sae_lightning.files import write_json
 from sae_lightning.run.folder import rank
 from sae_lightning.run.lock import hold, release
@@ -34,6 +36,8 @@ class Progress(NamedTuple):
     step: int
     max_steps: int
     rows_seen: int
+    metrics: Mapping[str, float] = {}
+    """What the last validation said."""
 
     @property
     def is_done(self) -> bool:
@@ -44,7 +48,7 @@ class Progress(NamedTuple):
 def recording(
     folder: str | Path, *, seed: int, module: nn.Module, progress: Callable[[], Progress], data: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Writes run.json when the block begins (status running) and when it ends: finished, failed or interrupted.
+    """Writes run.json when the block begins (status running) and when it ends: finished, failed, interrupted, or given up by a search.
 
     data: what is said of the source of rows.
     progress: asked at the end. A run that ends well before its last step (`trainer.max_time`) is interrupted. A killed process leaves
@@ -59,6 +63,9 @@ def recording(
         with leaving_at_once():
             yield
         status = "finished" if progress().is_done else "interrupted"
+    except GivenUp:
+        status = "given up"
+        raise
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
         raise
@@ -102,13 +109,19 @@ def start_record(folder: str | Path, *, seed: int, module: nn.Module, data: Mapp
 
 
 def end_record(folder: str | Path, *, status: str, progress: Progress) -> None:
-    """Completes run.json. status: finished, failed or interrupted."""
+    """Completes run.json. status: finished, failed, interrupted or given up."""
     if rank() != 0:
         return
     path = Path(folder) / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     passed = datetime.now().astimezone() - datetime.fromisoformat(record["started"])
-    ended = {"status": status, "duration_s": round(passed.total_seconds(), 1), "step": progress.step, "rows_seen": progress.rows_seen}
+    ended = {
+        "status": status,
+        "duration_s": round(passed.total_seconds(), 1),
+        "step": progress.step,
+        "rows_seen": progress.rows_seen,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in progress.metrics.items()},
+    }
     write_json(path, record | ended)
 
 

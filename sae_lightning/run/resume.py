@@ -156,11 +156,11 @@ def refuse_another(stopped: Stopped, composer: Composer, words: list[str], new: 
         refuse_damaged(folder)
 
 
-def differences(recorded: DictConfig, now: DictConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(key, recorded value, new value) of what differs and may not."""
+def differences(recorded: DictConfig, now: DictConfig, free: Sequence[str] = MAY_CHANGE) -> Iterator[tuple[str, Any, Any]]:
+    """(key, recorded value, new value) of what differs and is not `free` to."""
     old, new = dict(_leaves(recorded)), dict(_leaves(now))
     for key in dict.fromkeys([*old, *new]):
-        if any(key == free or key.startswith(f"{free}.") for free in ("hydra", *MAY_CHANGE)):
+        if any(key == one or key.startswith(f"{one}.") for one in ("hydra", *free)):
             continue
         a, b = old.get(key, _ABSENT), new.get(key, _ABSENT)
         if a != b and _resolved(recorded, key, a) != _resolved(now, key, b):

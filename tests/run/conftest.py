@@ -58,6 +58,7 @@ CONF = {
         compile: false
         ckpt_path: null
         fate: fine
+        sweep: {name: null}
     """,
     "model/topk": "{_target_: sae_lightning.models.topk.TopK, k: 32, revival: {_target_: sae_lightning.models.auxk.AuxK}}",
     "model/lagrangian": "{_target_: sae_lightning.models.lagrangian.Lagrangian, target_l0: 32, rho: 0.1}",

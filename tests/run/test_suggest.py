@@ -47,6 +47,8 @@ def mutated(name: str, draw: random.Random) -> str:
 def place(composer: Composer, group: str) -> list[str]:
     """The choice that a group inside another one needs: data=… for data/transformer."""
     above, _, name = group.rpartition("/")
+    if any(group in composer.named(main) for main in ("train", "evaluate")):
+        return []
     return [f"{above}={next(o for o in composer.groups[above] if name in composer.named(f'{above}/{o}'))}"] if above else []
 
 
