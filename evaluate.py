@@ -1,4 +1,4 @@
-"""python evaluate.py run=outputs/…: scores.json, plots and a table for the SAE that a run exported."""
+"""python evaluate.py run=outputs/…: scores and plots of the SAE that a run exported; study=multirun/…: the report of a sweep."""
 
 from omegaconf import DictConfig
 
@@ -9,6 +9,11 @@ from sae_lightning.run.entry import entry
 def main(cfg: DictConfig) -> None:
     from pathlib import Path
 
+    if cfg.study is not None:
+        from sae_lightning.report.sweep_page import report
+
+        print(report(Path(cfg.study)))
+        return
     from sae_lightning.run.build import build_data
     from sae_lightning.run.finish import score
     from sae_lightning.run.folder import recorded_config

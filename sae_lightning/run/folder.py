@@ -3,6 +3,7 @@
 ${run_name:}              lagrangian-L0_16-F1024-s0
 ${run_id:}                2026-11-21_10-02-33_k3x9: another one for every run, the same one for all ranks of a run
 ${sweep_name:<name>}      lagrangian-optuna-3fa9c1: the same one for commands that are the same sweep, and for all jobs of it
+${evaluated:<run>,<study>}  that of the two which was given
 ${log_file:<folder>}      <folder>/training.log; a rank above 0 has a file of its own
 """
 
@@ -60,6 +61,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
     OmegaConf.register_new_resolver("run_id", lambda: run_id(os.environ), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("sweep_name", lambda name: sweep_name(name, sys.argv[1:]), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("evaluated", evaluated, replace=True)
     OmegaConf.register_new_resolver("log_file", lambda folder: log_file(folder, rank()), replace=True)
 
 
@@ -143,6 +145,13 @@ def started(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
+
+
+def evaluated(run: str | None, study: str | None) -> str:
+    """Errors: ValueError unless one of the two is given."""
+    if (run is None) == (study is None):
+        raise ValueError("run must be given, or study: the folder of a run, or that of a sweep")
+    return run or study or ""
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
