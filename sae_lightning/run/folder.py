@@ -103,8 +103,13 @@ def _size(cfg: DictConfig) -> list[str]:
 def run_id(environment: Mapping[str, str]) -> str:
     """<date>_<time>_<4 random characters>; under torchrun and srun, where every rank composes by itself, job_<8 hex digits>.
 
+    A run that a W&B agent started has the id that it has there.
+
     Errors: InputError where ranks on several machines have nothing in common to make an id from.
     """
+    agents = of_agent(environment)
+    if agents is not None:
+        return agents
     shared = _launched_together(environment)
     if shared is not None:
         return "job_" + hashlib.blake2b(repr(shared).encode(), digest_size=4).hexdigest()
@@ -123,6 +128,11 @@ def sweep_name(name: str | None, argv: Sequence[str]) -> str:
     said = dict(word.split("=", 1) for word in words)
     models = [said["model"]] if "," not in said.get("model", ",") else []
     return "-".join([*models, said.get("hydra/sweeper", "sweep"), digest])
+
+
+def of_agent(environment: Mapping[str, str]) -> str | None:
+    """The id of a run that a W&B agent started."""
+    return environment.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in environment else None
 
 
 def _launched_together(environment: Mapping[str, str]) -> tuple[Any, ...] | None:
