@@ -41,7 +41,7 @@ def sweep_file(words: Sequence[str], conf: Path) -> dict[str, Any]:
         made["early_terminate"] = stop
     own = [word for word in fixed if not word.startswith(("sweep", "hydra"))]
     logger = [] if any(word.startswith("logger=") for word in own) else ["logger=[csv,wandb]"]
-    made["command"] = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}", *own, *logger]
+    made["command"] = ["${env}", "${interpreter}", "${program}", *own, *logger, "${args_no_hyphens}"]
     return made
 
 

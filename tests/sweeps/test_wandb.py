@@ -59,7 +59,7 @@ def test_its_runs_are_commands_that_are_accepted(name):
     own = [word for word in made["command"] if not word.startswith("${")]
     for take in (0, -1):
         drawn = [f"{key}={_end(parameter, take)}" for key, parameter in made["parameters"].items()]
-        validate(Composer(CONF, "train"), [*drawn, *own])
+        validate(Composer(CONF, "train"), [*own, *drawn])
 
 
 def _end(parameter: dict[str, Any], take: int) -> Any:
@@ -72,8 +72,8 @@ def test_as_it_is_typed(tmp_path):
     made = yaml.safe_load(done.stdout)
     assert set(made["parameters"]) == {"model.sparsity", "dictionary.expansion_factor"}
     assert math.isclose(made["parameters"]["model.sparsity"]["max"], 1.0)
-    assert made["command"][:4] == ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
-    assert made["command"][4:] == ["model=relu", "seed=3", "optimizer.lr=1e-3", "logger=[csv,wandb]"]
+    own = ["model=relu", "seed=3", "optimizer.lr=1e-3", "logger=[csv,wandb]"]
+    assert made["command"] == ["${env}", "${interpreter}", "${program}", *own, "${args_no_hyphens}"]
     refused = subprocess.run([*command, "modle=relu"], cwd=ROOT, capture_output=True, text=True)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error: modle=relu: ")
