@@ -36,7 +36,8 @@ def figures(results: Results) -> Iterator[tuple[str, str, "Figure"]]:
     settings = [key for key in results.varied if len({str(job.settings.get(key)) for job in told}) > 1]
     if settings and len(told) > 2:
         yield "slices", f"{metric} by setting", slices(told, metric, settings)
-        numbers = [key for key in settings if all(_is_number(job.settings.get(key)) for job in told)]
+        is_flat = len({job.metrics[metric] for job in told}) == 1
+        numbers = [key for key in settings if not is_flat and all(_is_number(job.settings.get(key)) for job in told)]
         if numbers:
             yield "correlations", f"rank correlation of settings with {metric}", correlations(told, metric, numbers)
     if len(settings) > 1 and len(told) >= LEAST_FOR_IMPORTANCE and can_weigh():
@@ -120,11 +121,11 @@ def slices(jobs: Sequence[Result], metric: str, settings: Sequence[str]) -> "Fig
 
 def correlations(jobs: Sequence[Result], metric: str, settings: Sequence[str]) -> "Figure":
     """Spearman's, which asks for no straight line. Of given-up jobs the last value they came to counts."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
     figure, axes = _axes("correlation", f"Spearman's ρ with {metric}", "")
-    values = [job.metrics[metric] for job in jobs]
-    found = {key: float(spearmanr([job.settings[key] for job in jobs], values)[0]) for key in settings}
+    ranks = rankdata([job.metrics[metric] for job in jobs])
+    found = {key: float(np.corrcoef(rankdata([job.settings[key] for job in jobs]), ranks)[0, 1]) for key in settings}
     axes.barh(list(found), list(found.values()))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(-1, 1)

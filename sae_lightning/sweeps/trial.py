@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ NAME = "SAE_LIGHTNING_TRIAL"
 """The variable that says which trial a process trains."""
 GIVEN_UP = "given up at"
 """Attribute of a trial that the pruner has given up, from before its training ends."""
-SECONDS_LOCKED = 120
+SECONDS_LOCKED, PATIENCE = 120, (0.5, 1.0, 2.0)
+"""How long a sqlite file may be locked, and how long to wait before a database is asked again."""
 Values = float | tuple[float, ...]
 logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every part of it that it loads
 
@@ -52,14 +54,20 @@ def open_storage(url: str) -> "RDBStorage":
 
     is_file = url.startswith("sqlite")
     settings: dict[str, Any] = {"connect_args": {"timeout": SECONDS_LOCKED}} if is_file else {"pool_pre_ping": True}
-    try:
-        return RDBStorage(url, engine_kwargs=settings)
-    except (ArgumentError, ImportError) as error:
-        raise InputError(
-            f"sweep.storage={url} cannot be opened ({str(error).splitlines()[0]}): give a URL that SQLAlchemy knows"
-        ) from error
-    except SQLAlchemyError as error:
-        raise InputError(f"sweep.storage={url} does not answer ({str(error).splitlines()[0]})") from error
+    for seconds in (*PATIENCE, None):
+        try:
+            return RDBStorage(url, engine_kwargs=settings)
+        except (ArgumentError, ImportError) as error:
+            raise InputError(f"sweep.storage={url} cannot be opened ({_first(error)}): give a URL that SQLAlchemy knows") from error
+        except SQLAlchemyError as error:  # not there yet, or another process makes its tables at this moment
+            if seconds is None:
+                raise InputError(f"sweep.storage={url} does not answer ({_first(error)})") from error
+            time.sleep(seconds)
+    raise AssertionError("the last one returns or raises")
+
+
+def _first(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def attached(place: Place, pruner: "BasePruner | None" = None) -> "Trial | None":

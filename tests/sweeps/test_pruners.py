@@ -1,5 +1,6 @@
 """Every pruner of conf/, and what ours does otherwise than Optuna's."""
 
+import ast
 import logging
 import os
 import subprocess
@@ -52,24 +53,26 @@ def test_what_is_worse_is_given_up_at_a_rung(name, first):
 
 
 BRACKETS = """
+import logging
 import optuna
 from sae_lightning.sweeps.hyperband import Hyperband
 optuna.logging.set_verbosity(logging.WARNING)
 study = optuna.create_study(study_name="name")
 pruner = Hyperband(27, 1, 3, None)
 pruner._try_initialization(study)
-print([pruner._get_bracket_id(study, trial) for trial in [study.ask() for _ in range(20)] and study.trials])
+print([pruner._get_bracket_id(study, trial) for trial in [study.ask() for _ in range(60)] and study.trials])
 """
 
 
-def brackets(seed: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", BRACKETS], env=os.environ | {"PYTHONHASHSEED": seed}, cwd=CONF.parents[2], capture_output=True, text=True
-    ).stdout
+def brackets(seed: str) -> list[int]:
+    command, env = [sys.executable, "-c", BRACKETS], os.environ | {"PYTHONHASHSEED": seed}
+    return ast.literal_eval(subprocess.run(command, env=env, cwd=CONF.parents[2], capture_output=True, text=True, check=True).stdout)
 
 
 def test_a_trial_has_the_same_bracket_in_every_process():
-    assert brackets("1") == brackets("2") != ""
+    found = brackets("1")
+    assert found == brackets("2")
+    assert set(found) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
