@@ -9,6 +9,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
@@ -40,7 +41,10 @@ class OptunaSweeper(_Ours):
     """hydra/sweeper=optuna"""
 
     def sweep(self, arguments: Sequence[str]) -> None:
-        from sae_lightning.sweeps.search import sweep
+        try:
+            from sae_lightning.sweeps.search import sweep
+        except ModuleNotFoundError as error:
+            raise HydraException(f"hydra/sweeper=optuna needs {error.name}: pip install 'sae_lightning[sweep]'") from error
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         sweep(self.config, self.hydra_context.config_loader, self.launcher, arguments)
