@@ -23,7 +23,7 @@ class From(BasePruner):
         self.number = number
 
     def prune(self, study, trial) -> bool:
-        return trial.last_step >= self.number
+        return (trial.last_step or 0) >= self.number
 
 
 @pytest.fixture
