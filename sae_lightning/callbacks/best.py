@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sae_lightning.callbacks.export import export
 from sae_lightning.callbacks.last import save
-from sae_lightning.errors import InputError
+from sae_lightning.callbacks.monitored import check_logged
 from sae_lightning.module import SAEModule
 
 
@@ -27,9 +27,7 @@ class Best(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise InputError(f"callbacks.best.monitor is {self.monitor!r}, which validation does not log: choose one of {known}")
+        check_logged(trainer, self.monitor, "callbacks.best.monitor")
         value = float(trainer.callback_metrics[self.monitor])
         improved = value < self.value if self.mode == "min" else value > self.value
         if trainer.strategy.reduce_boolean_decision(improved):

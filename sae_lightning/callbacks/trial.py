@@ -1,13 +1,13 @@
 """What a search hears of a run while it is trained."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from sae_lightning.errors import InputError
+from sae_lightning.callbacks.monitored import check_logged
 from sae_lightning.module import SAEModule
 from sae_lightning.sweeps.trial import GIVEN_UP, Place, attached, of_environment
 
@@ -47,7 +47,7 @@ class ReportToTrial(L.Callback):
     def _report(self, trial: "Trial", trainer: L.Trainer) -> bool:
         """Whether the trial is given up."""
         assert isinstance(self.monitor, str)
-        check_monitor(self.monitor, trainer)
+        check_logged(trainer, self.monitor, "optimized_metric")
         number = math.ceil(trainer.global_step / steps_between(trainer))
         if number not in trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
             trial.report(float(trainer.callback_metrics[self.monitor]), number)
@@ -55,14 +55,6 @@ class ReportToTrial(L.Callback):
             return False
         trial.set_user_attr(GIVEN_UP, number)
         return True
-
-
-def check_monitor(monitor: str | Sequence[str], trainer: L.Trainer) -> None:
-    """Errors: InputError for a number that validation does not log."""
-    for name in [monitor] if isinstance(monitor, str) else monitor:
-        if name not in trainer.callback_metrics:
-            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise InputError(f"optimized_metric is {name!r}, which validation does not log: choose one of {known}")
 
 
 def steps_between(trainer: L.Trainer) -> float:

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, open_dict
 from torchmetrics import MetricCollection
 
+from sae_lightning.callbacks.monitored import check_logged
 from sae_lightning.callbacks.schedule import Schedule
-from sae_lightning.callbacks.trial import ReportToTrial, check_monitor
+from sae_lightning.callbacks.trial import ReportToTrial
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import GivenUp, InputError
@@ -58,8 +59,10 @@ class Run(NamedTuple):
 
     def objective(self, metric: str | Sequence[str]) -> float | tuple[float, ...]:
         """What its last validation says. Errors: InputError for what validation does not log."""
-        check_monitor(metric, self.trainer)
-        values = tuple(float(self.trainer.callback_metrics[name]) for name in ([metric] if isinstance(metric, str) else metric))
+        names = [metric] if isinstance(metric, str) else metric
+        for name in names:
+            check_logged(self.trainer, name, "optimized_metric")
+        values = tuple(float(self.trainer.callback_metrics[name]) for name in names)
         return values[0] if isinstance(metric, str) else values
 
 
