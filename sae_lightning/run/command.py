@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.check import SHARDED, check
-from sae_lightning.run.composer import Composer, as_if_running, holds, leaves, one_line, parsed
+from sae_lightning.run.composer import Composer, as_if_running, holds, leaves, one_line, parsed, unsaid
 from sae_lightning.run.intervals import check_intervals
 from sae_lightning.run.suggest import cost, did_you_mean, nearest
 
@@ -89,9 +89,8 @@ def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig
     """Every choice of every group, combined, since a key exists for one option and not for another; every value once with each."""
     first = [_alternatives(composer, o)[0] for o in overrides]
     whole, _ = _validate_job(composer, first)
-    said = {o.get_key_element() for o in overrides}
     params = (whole.hydra.get("sweeper") or {}).get("params") or {}
-    overrides = overrides + [parsed(f"{key}={value}") for key, value in params.items() if key not in said]
+    overrides = overrides + [parsed(word) for word in unsaid(params, overrides)]
     if whole.hydra.runtime.choices.get("hydra/sweeper") == "optuna":
         _check_search(composer, overrides)
     elif interval := next((o for o in overrides if isinstance(o.value(), IntervalSweep)), None):

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,12 @@ def parsed(word: str) -> Override:
         key, _, value = word.partition("=")
         hint = f"""; if the value is text, quote it: '{key}="{value}"'""" if value and value[0] not in "[{\"'" else ""
         raise InputError(f"{word!r} cannot be read ({one_line(str(error))}){hint}") from error
+
+
+def unsaid(params: Mapping[str, Any], overrides: Iterable[Override]) -> list[str]:
+    """The words of `params` whose keys no override names: what is typed stands before what a file says."""
+    said = {override.get_key_element() for override in overrides}
+    return [f"{key}={value}" for key, value in params.items() if key not in said]
 
 
 def leaves(node: Any, path: str = "", inner: bool = False) -> Iterator[str]:

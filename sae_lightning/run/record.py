@@ -25,6 +25,7 @@ from sae_lightning.files import write_json
 from sae_lightning.run.folder import rank
 from sae_lightning.run.lock import hold, release
 from sae_lightning.signals import leaving_at_once
+from sae_lightning.sweeps.devices import cores
 
 log = logging.getLogger(__name__)
 PACKAGES = ("sae_lightning", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "transformers", "numpy")
@@ -178,7 +179,7 @@ def hardware() -> dict[str, Any]:
     """CPU model and cores, memory in bytes, names of the GPUs that this process sees."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

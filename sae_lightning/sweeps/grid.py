@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from sae_lightning.run.composer import parsed
+from sae_lightning.run.composer import parsed, unsaid
 from sae_lightning.sweeps.jobs import ENDED, Job, Jobs, plain, record, say
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def sweep(config: DictConfig, loader: ConfigLoader, launcher: Launcher, words: Sequence[str]) -> None:
     """Launches every job that has not ended. Errors: HydraException where some failed; InputError for the folder of another sweep."""
-    said = {parsed(word).get_key_element() for word in words}
-    params = [f"{key}={value}" for key, value in config.sweep.params.items() if key not in said]
+    params = unsaid(config.sweep.params, map(parsed, words))
     found = list(combinations([*words, *params], loader, config.sweep.one_at_a_time))[: config.sweep.limit]
     jobs = Jobs(config, loader)
     if config.sweep.dry_run:

@@ -38,9 +38,7 @@ class Jobs:
 
     def job(self, number: int, words: Sequence[str]) -> Job:
         """Errors: InputError where the words cannot be composed."""
-        cfg = self.loader.load_sweep_config(self.config, list(words))
-        with open_dict(cfg):
-            cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+        cfg = composed(self.config, self.loader, number, words)
         return Job(number, self.folder / str(cfg.hydra.sweep.subdir), list(words))
 
     def launched(self, job: Job, *more: str) -> list[str]:
@@ -58,6 +56,24 @@ class Jobs:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, about)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
+
+
+def composed(config: DictConfig, loader: ConfigLoader, number: int, words: Sequence[str]) -> DictConfig:
+    """The configuration of a job of the sweep that `config` is of. Errors: those of Hydra's loader."""
+    cfg = loader.load_sweep_config(config, list(words))
+    with open_dict(cfg):
+        cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+    return cfg
+
+
+def objectives(config: DictConfig) -> dict[str, str]:
+    """By metric: minimize or maximize. Errors: InputError for more of one than of the other."""
+    metrics, directions = config.optimized_metric, config.sweep.direction
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    directions = [directions] if isinstance(directions, str) else list(directions)
+    if len(metrics) != len(directions):
+        raise InputError(f"optimized_metric has {len(metrics)} names and sweep.direction {len(directions)}: give one direction for each")
+    return dict(zip(metrics, directions, strict=True))
 
 
 def record(job: Job) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from typing import IO, NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.command import read
 from sae_lightning.signals import PARENT
 from sae_lightning.sweeps.devices import cores, visible
-from sae_lightning.sweeps.jobs import quoted
+from sae_lightning.sweeps.jobs import composed, quoted
 
 OF_A_LAUNCHER = ("SLURM_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_")
 OF_A_RANK = {"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PL_GLOBAL_SEED"}
@@ -105,9 +105,7 @@ class Processes:
                     child.process.wait(60)
 
     def _begin(self, index: int, slot: int, words: Sequence[str]) -> Child:
-        cfg = self.loader.load_sweep_config(self.config, list(words))
-        with open_dict(cfg):
-            cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
+        cfg = composed(self.config, self.loader, index, words)
         folder = (Path(str(cfg.hydra.sweep.dir)) / str(cfg.hydra.sweep.subdir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         console = folder / "console.log"

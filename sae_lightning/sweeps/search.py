@@ -22,14 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sae_lightning.errors import InputError
 from sae_lightning.files import write_text
 from sae_lightning.run.folder import started
 from sae_lightning.run.instantiate import instantiate
 from sae_lightning.sweeps import trial as of_job
 from sae_lightning.sweeps.experiment import as_experiment
 from sae_lightning.sweeps.heartbeat import Heartbeat
-from sae_lightning.sweeps.jobs import Job, Jobs, plain, quoted, record, refuse_another, say
+from sae_lightning.sweeps.jobs import Job, Jobs, objectives, plain, quoted, record, refuse_another, say
 from sae_lightning.sweeps.samplers import ForEachTrial, combinations, grid
 from sae_lightning.sweeps.space import Choice, Space, split
 
@@ -56,16 +55,6 @@ def show(config: DictConfig, space: Space, fixed: Sequence[str]) -> None:
     for metric, direction in objectives(config).items():
         print(f"{direction} {metric}")
     print(f"{settings.n_trials} trials; {_name(settings.sampler)}; {_name(settings.pruner)}; nothing was run")
-
-
-def objectives(config: DictConfig) -> dict[str, str]:
-    """By metric: minimize or maximize. Errors: InputError for more of one than of the other."""
-    metrics, directions = config.optimized_metric, config.sweep.direction
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    directions = [directions] if isinstance(directions, str) else list(directions)
-    if len(metrics) != len(directions):
-        raise InputError(f"optimized_metric has {len(metrics)} names and sweep.direction {len(directions)}: give one direction for each")
-    return dict(zip(metrics, directions, strict=True))
 
 
 class Search:
@@ -249,7 +238,7 @@ class Search:
     def _place(self, trial: Trial) -> of_job.Place:
         return of_job.Place(self.url, self.study.study_name, trial.number)
 
-    def _searched(self, trial: Trial) -> list[str]:
+    def _searched(self, trial: Trial | FrozenTrial) -> list[str]:
         return [f"{name}={dimension.word(trial.params[name])}" for name, dimension in self.space.items()]
 
     def _job(self, trial: Trial) -> Job:
@@ -280,7 +269,7 @@ class Search:
 
     def _write_best(self, best: FrozenTrial) -> None:
         """As an experiment: python train.py --config-dir <the sweep's folder> experiment=best."""
-        words = [*self.fixed, *(f"{name}={dimension.word(best.params[name])}" for name, dimension in self.space.items())]
+        words = [*self.fixed, *self._searched(best)]
         said = f"trial {best.number}: {', '.join(self.objectives)} {best.value:.6g}"
         write_text(self.jobs.folder / "experiment" / "best.yaml", as_experiment(words, self.jobs.loader, said))
 

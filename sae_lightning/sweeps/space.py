@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 
 from sae_lightning.errors import InputError
-from sae_lightning.run.composer import parsed
+from sae_lightning.run.composer import parsed, unsaid
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -73,8 +73,7 @@ def split(words: Iterable[str], space: Mapping[str, str]) -> tuple[Space, list[s
     Errors: InputError for a word that cannot be read, and for values that are no text, number or truth value.
     """
     typed = [parsed(word) for word in words]
-    said = {override.get_key_element() for override in typed}
-    searched = [parsed(f"{key}={text}") for key, text in space.items() if key not in said]
+    searched = [parsed(word) for word in unsaid(space, typed)]
     found = {o.get_key_element(): dimension(o) for o in [*searched, *typed] if o.is_sweep_override()}
     fixed = [str(o.input_line) for o in [*searched, *typed] if not o.is_sweep_override()]
     return found, fixed
