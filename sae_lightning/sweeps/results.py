@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from sae_lightning.errors import InputError
 from sae_lightning.files import replacing
 from sae_lightning.run.composer import parsed
+from sae_lightning.sweeps.jobs import objectives as of_config
 
 
 class Result(NamedTuple):
@@ -63,7 +64,7 @@ def read(folder: Path) -> Results:
     assert isinstance(config, DictConfig)
     kept = json.loads((folder / "sweep.json").read_text(encoding="utf-8")) if (folder / "sweep.json").is_file() else {}
     settings = config.get("sweep") or {}
-    objectives = kept.get("objective") or {str(config.get("optimized_metric")): str(settings.get("direction", "minimize"))}
+    objectives = kept.get("objective") or of_config(config)
     jobs = sorted(_jobs(folder, list(objectives)), key=lambda job: job.number)
     if not jobs:
         raise InputError(f"{folder} has no job yet")
