@@ -23,7 +23,7 @@ LINES = [line.split("==") for line in (ROOT / "constraints.txt").read_text(encod
 PINS: dict[str, str] = {canonicalize_name(name): version for name, version in LINES}
 PACKAGE = sorted((ROOT / "sae_lightning").rglob("*.py"))
 # These take a second or more: a function that needs one imports it.
-HEAVY = {"transformers", "tokenizers", "datasets", "pyarrow", "matplotlib", "gguf", "wandb", "tensorboard", "optuna"}
+HEAVY = {"transformers", "tokenizers", "datasets", "pyarrow", "matplotlib", "gguf", "wandb", "tensorboard", "optuna", "botorch", "gpytorch"}
 # What computes knows nothing of what trains, configures and logs.
 PURE = tuple(f"sae_lightning.{name}" for name in ("latents", "inference", "load", "kernels", "models"))
 FRAMEWORKS = {"lightning", "hydra", "omegaconf", "wandb"}

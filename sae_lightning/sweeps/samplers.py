@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
+from sae_lightning.errors import InputError
 from sae_lightning.sweeps.space import Space
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ def random(space: Space, seed: int) -> BaseSampler:
 def cmaes(space: Space, seed: int, n_startup_trials: int = 1) -> BaseSampler:
     """Covariance matrix adaptation; choices are drawn at random beside it."""
     return optuna.samplers.CmaEsSampler(n_startup_trials=n_startup_trials, warn_independent_sampling=False, seed=seed)
+
+
+def gp(space: Space, seed: int, n_startup_trials: int = 10) -> BaseSampler:
+    """Gaussian process, of BoTorch, for one objective or several. Errors: InputError where BoTorch is not installed."""
+    try:
+        from sae_lightning.sweeps.gaussian_process import GaussianProcess
+    except ModuleNotFoundError as error:
+        raise InputError(f"sweep/sampler=gp needs {error.name}: pip install 'sae_lightning[botorch]'") from error
+    return GaussianProcess(space, seed, n_startup_trials)
 
 
 def nsgaii(space: Space, seed: int, population: int = 20) -> BaseSampler:
@@ -84,6 +94,8 @@ class ForEachTrial(BaseSampler):
         return self._make(self._space, seed=zlib.crc32(f"{self._seed} {trial.number} {name}".encode()))
 
     def infer_relative_search_space(self, study: "Study", trial: "FrozenTrial") -> dict[str, "BaseDistribution"]:
+        if set(self._space) <= set(trial.params):  # drawn before: a trial that is gone on with
+            return {}
         return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: "Study", trial: "FrozenTrial", search_space: dict[str, "BaseDistribution"]) -> dict[str, Any]:

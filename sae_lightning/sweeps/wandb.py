@@ -12,7 +12,7 @@ from sae_lightning.run.command import validate
 from sae_lightning.run.composer import Composer
 from sae_lightning.sweeps.space import Choice, Dimension, split
 
-METHODS = {"tpe": "bayes", "cmaes": "bayes", "nsgaii": "bayes", "random": "random", "grid": "grid"}
+METHODS = {"tpe": "bayes", "gp": "bayes", "cmaes": "bayes", "nsgaii": "bayes", "random": "random", "grid": "grid"}
 """What W&B has in place of our samplers."""
 USAGE = "usage: python -m sae_lightning.sweeps.wandb [key=value …] > sweep.yaml; then: wandb sweep sweep.yaml && wandb agent …"
 

@@ -1,18 +1,23 @@
 """Every sampler of conf/: a search that is cut anywhere goes on as if it had not been."""
 
+import itertools
 import logging
+import math
 import warnings
 from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from sae_lightning.errors import InputError
 from sae_lightning.sweeps import samplers
+from sae_lightning.sweeps.gaussian_process import position, value_at
 from sae_lightning.sweeps.samplers import ForEachTrial, combinations
-from sae_lightning.sweeps.space import split
+from sae_lightning.sweeps.space import Interval, split
 
 OPTIONS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/sweep/sampler").glob("*.yaml"))
 NUMBERS, _ = split(["a=tag(log,interval(1e-3,1))", "b=int(interval(1,9))", "c=x,y"], {})
@@ -65,3 +70,56 @@ def test_a_grid_is_each_combination_once():
 def test_a_grid_has_no_interval():
     with pytest.raises(InputError, match="has no single values"):
         combinations(NUMBERS)
+
+
+MIXED, _ = split(["a=interval(0,1)", "b=tag(log,interval(1e-4,1))", "c=int(interval(-3,5))", "d=range(2,9,3)", "e=tag(log,int(interval(1,64)))",
+                  "f=choice(16,4,8)", "g=x,y,null", "h=true,false"], {})  # fmt: skip
+
+
+@given(st.data())
+def test_every_value_has_a_place_and_is_found_there(data):
+    draws = optuna.samplers.RandomSampler(data.draw(st.integers(0, 999)))
+    for dimension in MIXED.values():
+        value = draws.sample_independent(None, None, "p", dimension.distribution())  # type: ignore[arg-type]
+        found = value_at(dimension, position(dimension, value))
+        assert found == pytest.approx(value, rel=1e-9) if isinstance(value, float) else found is value or found == value
+        ends = [value_at(dimension, x) for x in (0.0, 1.0)]
+        assert ends == [dimension.low, dimension.high] if isinstance(dimension, Interval) else set(ends) <= set(dimension.words)
+
+
+def test_a_gaussian_process_finds_what_draws_do_not():
+    space, _ = split(["a=tag(log,interval(1e-3,1))", "b=choice(4,8,16)", "c=x,y"], {})
+
+    def best(make) -> float:
+        study = optuna.create_study(sampler=ForEachTrial(make, space, seed=1))
+        for _ in range(18):
+            trial = study.ask({key: dimension.distribution() for key, dimension in space.items()})
+            p = trial.params
+            study.tell(trial, math.log10(p["a"] / 0.05) ** 2 + abs(p["b"] - 8) / 8 + (p["c"] == "x"))
+        return study.best_value
+
+    found, drawn = best(partial(samplers.gp, n_startup_trials=8)), best(samplers.random)
+    assert found < 1e-3 < drawn / 10
+
+
+def test_a_gaussian_process_with_several_objectives_fills_the_front():
+    space, _ = split(["a=interval(0,1)", "b=interval(0,1)"], {})
+    study = optuna.create_study(
+        sampler=ForEachTrial(partial(samplers.gp, n_startup_trials=8), space, seed=1), directions=["minimize", "maximize"]
+    )
+    for _ in range(12):
+        trial = study.ask({key: dimension.distribution() for key, dimension in space.items()})
+        a, b = trial.params.values()
+        study.tell(trial, [a + b, math.sqrt(a) - b])  # better without b, whatever a is
+    assert all(trial.params["b"] < 0.05 for trial in study.best_trials if trial.number >= 8)
+    assert sum(trial.number >= 8 for trial in study.best_trials) >= 3
+
+
+def test_what_is_at_work_is_not_proposed_again():
+    space, _ = split(["a=interval(0,1)"], {})
+    study = optuna.create_study(sampler=ForEachTrial(partial(samplers.gp, n_startup_trials=4), space, seed=1))
+    ask = lambda: study.ask({key: dimension.distribution() for key, dimension in space.items()})  # noqa: E731
+    for _ in range(4):
+        study.tell(trial := ask(), (trial.params["a"] - 0.6) ** 2)
+    found = sorted(ask().params["a"] for _ in range(3))
+    assert all(b - a > 1e-3 for a, b in itertools.pairwise(found))
