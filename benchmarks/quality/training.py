@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from benchmarks.quality import peers
 from benchmarks.quality.held_out import Halves, halves
-from benchmarks.quality.plan import KNOBS, OURS, ROOT, SCORES, TOLERANCE, Job, Settings, is_null, knob, settings_of, weight
+from benchmarks.quality.plan import KNOBS, OURS, ROOT, SCORES, Job, Settings, is_null, knob, settings_of, tolerance, weight
 from benchmarks.quality.search import search
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.evaluation.run import Evaluation
@@ -49,7 +49,9 @@ class Bench:
         value, steepness, full_runs = float(job.l0), math.nan, 1
         if name is not None and job.is_searched:
             start = weight(name, settings_of(job.model)[name]) if job.library == OURS else peers.START
-            found = search(lambda w, share: self._run(job, weight(name, w), share, folder), job.l0, start, TOLERANCE, job.known)
+            found = search(
+                lambda w, share: self._run(job, weight(name, w), share, folder), job.l0, start, tolerance(job, self.settings), job.known
+            )
             trained, value, steepness, full_runs = found
             value = weight(name, value)
         else:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from benchmarks.quality import table
 from benchmarks.quality.__main__ import read, run
 from benchmarks.quality.held_out import halves
-from benchmarks.quality.plan import OURS, PAIRED, ROOT, Job, architectures, best, is_null, plan, resolved, weight
+from benchmarks.quality.plan import OURS, PAIRED, ROOT, Job, architectures, best, is_null, plan, resolved, tolerance, weight
 from benchmarks.quality.report import chosen, is_within, paired, standard_error
 from benchmarks.quality.results import FIELDS, Results, Row
 from benchmarks.quality.search import FULL_RUNS, Known, search
@@ -96,6 +96,13 @@ def test_a_penalty_is_searched_through_whole_trainings(tmp_path: Path, monkeypat
     assert found["knob"] == "sparsity"
     assert found["knob_value"] > 0.1  # ten steps leave far more than 4 active at the weight that conf/model/relu.yaml says
     assert found["l0_validation"] > 4
+
+
+def test_a_weight_is_searched_closer_where_libraries_are_compared(tmp_path: Path) -> None:
+    asked = settings(tmp_path)
+    job = Job("synthetic", 4, OURS, "relu", 1e-3, 0, 10)
+    compared, other, usage = job, job._replace(l0=8), job._replace(model="usage_kl")
+    assert [tolerance(one, asked) for one in (compared, other, usage)] == [0.025, 0.05, 0.05]
 
 
 def test_a_usage_is_searched_the_other_way_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
