@@ -31,7 +31,14 @@ def chromium(*words: str) -> str:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,2400", "--virtual-time-budget=5000"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,2400",
+        "--virtual-time-budget=5000",
+    ]
     return subprocess.run([program, *flags, *words], capture_output=True, text=True, check=True, timeout=120).stdout
 
 
