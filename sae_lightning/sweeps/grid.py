@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from sae_lightning.run.composer import parsed, unsaid
-from sae_lightning.sweeps.jobs import ENDED, Job, Jobs, plain, record, say
+from sae_lightning.sweeps.jobs import ENDED, Job, Jobs, launched, plain, record, say
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -34,7 +34,7 @@ def sweep(config: DictConfig, loader: ConfigLoader, launcher: Launcher, words: S
     one_by_one = type(launcher).__name__ == "BasicLauncher"
     failed: list[Job] = []
     for batch in [[job] for job in left] if one_by_one else [left] if left else []:
-        returns = launcher.launch([jobs.launched(job) for job in batch], initial_job_idx=batch[0].number)
+        returns = launched(launcher, [jobs.launched(job) for job in batch], batch[0].number)
         for job, ended in zip(batch, returns, strict=True):
             if ended.status != JobStatus.COMPLETED:
                 failed.append(job)

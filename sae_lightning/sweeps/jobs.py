@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sae_lightning.errors import InputError
@@ -64,6 +67,17 @@ def composed(config: DictConfig, loader: ConfigLoader, number: int, words: Seque
     with open_dict(cfg):
         cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
     return cfg
+
+
+def launched(launcher: Launcher, words: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+    """How each of these jobs ended. Errors: HydraException where the launcher itself fails, as submitit's does when one of its jobs is killed."""
+    try:
+        return launcher.launch(words, initial_job_idx=first)
+    except (HydraException, InputError):
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise HydraException(f"{type(launcher).__name__} has lost a job ({why}); type the same command again to go on") from error
 
 
 def objectives(config: DictConfig) -> dict[str, str]:

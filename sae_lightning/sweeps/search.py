@@ -28,7 +28,7 @@ from sae_lightning.run.instantiate import instantiate
 from sae_lightning.sweeps import trial as of_job
 from sae_lightning.sweeps.experiment import as_experiment
 from sae_lightning.sweeps.heartbeat import Heartbeat
-from sae_lightning.sweeps.jobs import Job, Jobs, objectives, plain, quoted, record, refuse_another, say
+from sae_lightning.sweeps.jobs import Job, Jobs, launched, objectives, plain, quoted, record, refuse_another, say
 from sae_lightning.sweeps.samplers import ForEachTrial, combinations, grid
 from sae_lightning.sweeps.space import Choice, Space, split
 
@@ -119,7 +119,7 @@ class Search:
                 yield (*begun[index], ended)
             return
         while batch := [words for _ in range(self.settings.n_jobs or 1) if (words := following()) is not None]:
-            returns = launcher.launch(batch, initial_job_idx=begun[-len(batch)][0].number)
+            returns = launched(launcher, batch, begun[-len(batch)][0].number)
             for (trial, job), ended in zip(begun[-len(batch) :], returns, strict=True):
                 yield trial, job, ended
 
