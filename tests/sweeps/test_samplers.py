@@ -92,7 +92,7 @@ def test_a_gaussian_process_finds_what_draws_do_not():
 
     def best(make) -> float:
         study = optuna.create_study(sampler=ForEachTrial(make, space, seed=1))
-        for _ in range(18):
+        for _ in range(15):
             trial = study.ask({key: dimension.distribution() for key, dimension in space.items()})
             p = trial.params
             study.tell(trial, math.log10(p["a"] / 0.05) ** 2 + abs(p["b"] - 8) / 8 + (p["c"] == "x"))
@@ -107,12 +107,12 @@ def test_a_gaussian_process_with_several_objectives_fills_the_front():
     study = optuna.create_study(
         sampler=ForEachTrial(partial(samplers.gp, n_startup_trials=8), space, seed=1), directions=["minimize", "maximize"]
     )
-    for _ in range(12):
+    for _ in range(11):
         trial = study.ask({key: dimension.distribution() for key, dimension in space.items()})
         a, b = trial.params.values()
         study.tell(trial, [a + b, math.sqrt(a) - b])  # better without b, whatever a is
     assert all(trial.params["b"] < 0.05 for trial in study.best_trials if trial.number >= 8)
-    assert sum(trial.number >= 8 for trial in study.best_trials) >= 3
+    assert sum(trial.number >= 8 for trial in study.best_trials) >= 2
 
 
 def test_what_is_at_work_is_not_proposed_again():
