@@ -14,41 +14,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-
+from benchmarks.clocked_train import CLOCK
 from benchmarks.stream import HOOK, made
 
 ROOT = Path(__file__).parents[1]
 D, BATCH, SHARE_OF_WARM_UP = 256, 2048, 0.1
-CLOCK = "clock.json"
 WORDS = (
     f"data=cached data.hook={HOOK} data.batch_size={BATCH} model=topk dictionary.expansion_factor=4 trainer.accelerator=cpu evaluate=[] logger=none "
-    "callbacks=none +callbacks.clock._target_=benchmarks.side_by_side.Clock"
+    "callbacks=[final_validation] optimized_metric=val/l0"
 )
-
-
-class Clock(L.Callback):
-    """Leaves when each step ended, and the bytes that this process read from the disk while it trained, in the run's folder."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.times, self.read = [time.time()], read_bytes()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.times.append(time.time())
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        found = {"times": self.times, "read": read_bytes() - self.read}
-        (Path(trainer.default_root_dir) / CLOCK).write_text(json.dumps(found))
-
-
-def read_bytes() -> int:
-    """From the disk, by this process so far: pages that were in memory do not count."""
-    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(lines["read_bytes"])
 
 
 def drop(folder: Path) -> int:
@@ -66,7 +43,7 @@ def drop(folder: Path) -> int:
 
 def train(words: str, out: Path) -> list[dict[str, Any]]:
     """What the clocks of a command's runs say."""
-    command = [sys.executable, "train.py", *words.split(), f"paths.multirun={out}", f"paths.outputs={out}"]
+    command = [sys.executable, "benchmarks/clocked_train.py", *words.split(), f"paths.multirun={out}", f"paths.outputs={out}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return [json.loads(path.read_text()) for path in out.rglob(CLOCK)]
 

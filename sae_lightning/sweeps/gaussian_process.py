@@ -105,7 +105,7 @@ def _kernel(numbers: list[int], texts: list[int]) -> Kernel:
 
 
 def position(dimension: Dimension, value: Value) -> float:
-    """Where a value lies, from 0 to 1; of a choice that has an order no number says, which one it is."""
+    """Where a value lies, from 0 to 1; in a choice among texts, its index."""
     if isinstance(dimension, Choice):
         if _is_text(dimension):
             return float(dimension.values().index(value))
