@@ -6,7 +6,7 @@ from sae_lightning.run.entry import entry
 
 
 @entry("train")
-def main(cfg: DictConfig) -> float | tuple[float, ...]:
+def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     from sae_lightning.run.build import build
     from sae_lightning.run.finish import score
     from sae_lightning.run.record import recording

@@ -30,6 +30,7 @@ from sae_lightning.run.checkpoints import newest
 from sae_lightning.run.instantiate import instantiate
 from sae_lightning.run.quiet import quiet
 from sae_lightning.run.record import Progress, warn_of_versions
+from sae_lightning.sweeps.trial import of_environment
 
 PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
 
@@ -57,9 +58,11 @@ class Run(NamedTuple):
         validated = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")}
         return Progress(self.trainer.global_step, self.trainer.max_steps, self.data.rows_trained, validated)
 
-    def objective(self, metric: str | Sequence[str]) -> float | tuple[float, ...]:
-        """What its last validation says. Errors: InputError for what validation does not log."""
+    def objective(self, metric: str | Sequence[str]) -> float | tuple[float, ...] | None:
+        """What its last validation says; outside a search None for what it does not log. Errors: InputError for that in a search."""
         names = [metric] if isinstance(metric, str) else metric
+        if of_environment() is None and not set(names) <= set(self.trainer.callback_metrics):
+            return None
         for name in names:
             check_logged(self.trainer, name, "optimized_metric")
         values = tuple(float(self.trainer.callback_metrics[name]) for name in names)

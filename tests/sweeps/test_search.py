@@ -10,7 +10,7 @@ import pytest
 from sae_lightning.errors import GivenUp
 from sae_lightning.sweeps import trial as of_job
 from tests.forks import forks
-from tests.sweeps.study import SEARCH, jobs, said, states, study, typed
+from tests.sweeps.study import SEARCH, TINY, jobs, said, states, study, typed
 
 
 @forks
@@ -73,6 +73,15 @@ def test_several_objectives_are_a_front(tmp_path):
     assert states(tmp_path) == ["COMPLETE"] * 3
     assert all(len(trial.values) == 2 for trial in study(tmp_path).trials)
     assert "solutions:" in (tmp_path / "multirun/s/optimization_results.yaml").read_text()
+
+
+@forks
+def test_outside_a_search_a_run_needs_no_objective(tmp_path):
+    words = " ".join(word for word in TINY.split() if not word.startswith("callbacks"))
+    assert typed(f"{words} callbacks=none hydra.run.dir=run", tmp_path) == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
+    assert typed(f"-m hydra/sweeper=optuna {words} callbacks=none sweep.name=s sweep.n_trials=1", tmp_path) == 2
+    assert "optimized_metric is 'val/miracle_distance', which validation does not log" in said(tmp_path)
 
 
 @pytest.fixture
