@@ -53,7 +53,7 @@ def test_jobs_of_several_ranks(tmp_path, monkeypatch):
 # Slow: each training is a Python of its own, and so is the command: what is pickled here has to be found there.
 @pytest.mark.slow
 def test_submitit(tmp_path):
-    words = f"{SEARCH} hydra/launcher=submitit_local sweep.n_trials=2 sweep.n_jobs=2"
+    words = f"{SEARCH} hydra/launcher=submitit_local sweep/pruner=none sweep.n_trials=2 sweep.n_jobs=2"
     command, environment = [sys.executable, ROOT / "train.py", *words.split()], os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
