@@ -11,6 +11,11 @@ class InputError(ValueError):
     """
 
 
+def in_a_line(error: object) -> str:
+    """Its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 class GivenUp(Exception):
     """A search has ended this run before its last step, since others are better: no fault."""
 

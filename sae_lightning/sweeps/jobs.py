@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sae_lightning.errors import InputError
+from sae_lightning.errors import InputError, in_a_line
 from sae_lightning.files import write_json
 from sae_lightning.run.lock import is_held
 from sae_lightning.run.resume import MAY_CHANGE as OF_A_RUN
@@ -76,8 +76,9 @@ def launched(launcher: Launcher, words: Sequence[Sequence[str]], first: int) -> 
     except (HydraException, InputError):
         raise
     except Exception as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise HydraException(f"{type(launcher).__name__} has lost a job ({why}); type the same command again to go on") from error
+        raise HydraException(
+            f"{type(launcher).__name__} has lost a job ({in_a_line(error)}); type the same command again to go on"
+        ) from error
 
 
 def objectives(config: DictConfig) -> dict[str, str]:

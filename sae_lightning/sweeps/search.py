@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sae_lightning.errors import in_a_line
 from sae_lightning.files import write_text
 from sae_lightning.run.folder import started
 from sae_lightning.run.instantiate import instantiate
@@ -200,8 +201,7 @@ class Search:
             elif self._is_restarted(trial, ended._return_value):
                 return
             else:
-                error = ended._return_value
-                of_job.tell_failed(self._place(trial), f"{type(error).__name__}: {error}".splitlines()[0])
+                of_job.tell_failed(self._place(trial), in_a_line(ended._return_value))
         frozen = self._frozen(trial)
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, frozen.values or [], strict=False))
         said = frozen.user_attrs.get("error") or values

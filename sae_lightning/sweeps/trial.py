@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_lightning.errors import GivenUp, InputError
+from sae_lightning.errors import GivenUp, InputError, in_a_line
 from sae_lightning.files import write_text
 from sae_lightning.run.folder import rank
 from sae_lightning.run.lock import is_held
@@ -139,5 +139,5 @@ def telling(folder: Path) -> Iterator[Callable[[Values | None], Values | None]]:
             raise
         if folder.is_dir():
             write_text(folder / "traceback.txt", traceback.format_exc())
-        tell_failed(place, f"{type(error).__name__}: {error}".splitlines()[0])
+        tell_failed(place, in_a_line(error))
         raise
