@@ -21,6 +21,8 @@ TOLD = {
 """Architectures of each library that can be told an L0."""
 SEARCHED = {"sae_lens": ("relu", "gated", "jumprelu"), "dictionary_learning": ("relu", "gated", "p_anneal"), "overcomplete": ("relu",)}
 """Those with a penalty whose weight is searched."""
+FORMS = {("dictionary_learning", "relu"): ("unit norm",)}
+"""Beside the form that a library recommends: what it calls `ARCHITECTURE, FORM`."""
 HAVE = {library: (*models, *SEARCHED.get(library, ())) for library, models in TOLD.items()}
 START, TOLD_WEIGHT = 0.1, 1.0
 """Weight of a penalty: where a search begins, and of what leads to an L0 that was told (dictionary_learning's jumprelu: its default)."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from benchmarks.quality.peers import FORMS as FORMS_OF_OTHERS
 from benchmarks.quality.peers import HAVE, SEARCHED
 from benchmarks.quality.search import Known
 from sae_lightning.errors import InputError
@@ -18,6 +19,8 @@ KNOBS = ("k", "target_l0", "usage", "sparsity")
 """Parameters that say how sparse an SAE is: the first two in active latents. The last two are searched."""
 SCORES = ("explained_variance", "l0", "dead_pct", "recovery", "recovery_f1", "recovery_mean_cosine", "kl", "delta_ce")
 """On test rows. Those that a kind of rows has not stay empty."""
+KEY = ("rows", "l0_wanted", "library", "model", "lr", "seed", "steps", "form")
+"""Columns of the csv that say which job a line is of: Job.key."""
 TOLERANCE = 0.05
 """Relative distance from the wanted L0, on validation rows, within which a searched one is right."""
 COMPARED_TOLERANCE = 0.025
@@ -26,6 +29,8 @@ PAIRED = ("topk", "batch_topk", "matryoshka", "jumprelu")
 """Architectures that other libraries have too: trained with every seed."""
 PENALISED = ("relu", "gated", "p_anneal")
 """So are these, which take a search, where those libraries are asked for."""
+FORMS: Mapping[str, Mapping[str, str]] = {"relu": {"unit norm": "model.unit_norm=true"}}
+"""Of ours, beside the one that conf/model has: what a command says for it. A form is chosen as a learning rate is."""
 
 
 class Settings(NamedTuple):
@@ -58,7 +63,7 @@ class Settings(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One line of the csv. `lr`: None takes the best of the jobs in `needs`, by validation rows; 0 for what has no learning rate."""
+    """One line of the csv. `lr`: None takes the best of the jobs in `needs`, by validation rows, and its form; 0 for what has none."""
 
     rows: str
     l0: int
@@ -67,14 +72,15 @@ class Job(NamedTuple):
     lr: float | None
     seed: int
     steps: int
+    form: str = ""
     needs: tuple["Job", ...] = ()
     known: Known = Known()
     """Of the weight of the penalty, from the jobs in `needs`."""
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes it this job and no other."""
-        return self[:7]
+        """What makes it this job and no other: the values of KEY."""
+        return self[:8]
 
     @property
     def is_searched(self) -> bool:
@@ -83,7 +89,17 @@ class Job(NamedTuple):
 
     def __str__(self) -> str:
         lr = "" if not self.lr else f", lr {self.lr:g}"
-        return f"{self.rows} L0 {self.l0}: {self.model} of {self.library}{lr}, seed {self.seed}"
+        return f"{self.rows} L0 {self.l0}: {with_form(self.model, self.form)} of {self.library}{lr}, seed {self.seed}"
+
+
+def forms(library: str, model: str) -> list[str]:
+    """Those of an architecture that are compared within a library; "" is the usual one."""
+    return ["", *(FORMS.get(model, ()) if library == OURS else FORMS_OF_OTHERS.get((library, model), ()))]
+
+
+def with_form(model: str, form: str) -> str:
+    """An architecture as tables call it."""
+    return f"{model}, {form}" if form else model
 
 
 def architectures() -> list[str]:
@@ -127,7 +143,7 @@ def plan(settings: Settings) -> list[Job]:
         before = {model: tuple(job for job in first[kind] if job.model == model) for model in settings.models}
         for l0 in settings.l0[kind][1:]:
             for model in settings.models:
-                job = Job(kind, l0, OURS, model, 0.0 if is_null(model) else None, 0, settings.steps[kind], before[model])
+                job = Job(kind, l0, OURS, model, 0.0 if is_null(model) else None, 0, settings.steps[kind], needs=before[model])
                 jobs.append(job)
                 before[model] = (*before[model], job)
     jobs += [job for job in theirs["synthetic"] if job.model not in PAIRED]
@@ -141,7 +157,7 @@ def _seeds(settings: Settings, models: Sequence[str], first: Sequence[Job], thei
     for seed, model in itertools.product(range(1, settings.seeds), models):
         for library in (OURS, *settings.libraries(model)) if model in settings.models else ():
             needs = (job for job in (first if library == OURS else theirs) if job.model == model)
-            yield Job("synthetic", l0, library, model, None, seed, steps, tuple(needs))
+            yield Job("synthetic", l0, library, model, None, seed, steps, needs=tuple(needs))
 
 
 def _tuned(settings: Settings, rows: str) -> Iterator[Job]:
@@ -157,29 +173,30 @@ def _tuned_of_others(settings: Settings, rows: str) -> Iterator[Job]:
 
 
 def _grid(job: Job, learning_rates: Sequence[float]) -> Iterator[Job]:
-    """A weight that is searched for one learning rate is where the search for the next one begins."""
-    before: tuple[Job, ...] = ()
-    for lr in learning_rates:
-        job = job._replace(lr=lr, needs=before if job.is_searched else ())
-        before = (*before, job)
-        yield job
+    """Every form at every learning rate. A weight that is searched for one rate is where the search for the next one begins."""
+    for form in forms(job.library, job.model):
+        before: tuple[Job, ...] = ()
+        for lr in learning_rates:
+            job = job._replace(lr=lr, form=form, needs=before if job.is_searched else ())
+            before = (*before, job)
+            yield job
 
 
 def resolved(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job:
-    """The job with what its `needs`, which are finished, say: a learning rate, and weights of the penalty with their L0."""
+    """The job with what its `needs`, which are finished, say: a learning rate, a form, and weights of the penalty with their L0."""
     found = [done[key] for key in _keys(job.needs, done)]
-    lr = job.lr
+    lr, form = job.lr, job.form
     if lr is None:
         tuned = [row for row in found if row["l0_wanted"] == job.needs[0].l0 and row["library"] == job.library]
         if not tuned:
             raise InputError(f"{job}: no learning rate was tuned for it, since the jobs that do so failed")
-        lr = best(tuned)["lr"]
-    searched = [row for row in found if row["knob"] in KNOBS[2:] and row["library"] == job.library]
+        lr, form = (best(tuned)[name] for name in ("lr", "form"))
+    searched = [row for row in found if row["knob"] in KNOBS[2:] and (row["library"], row["form"]) == (job.library, form)]
     same = [row for row in searched if row["lr"] == lr and row["seed"] == job.seed]
     searched = same or [row for row in searched if row["lr"] == lr] or searched
     steepness = searched[-1]["knob_slope"] if searched else math.nan
     known = Known(tuple((weight(row["knob"], row["knob_value"]), row["l0_validation"]) for row in searched), steepness, bool(same))
-    return job._replace(lr=lr, known=known, needs=())
+    return job._replace(lr=lr, form=form, known=known, needs=())
 
 
 def leads(job: Job, done: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> bool:
@@ -194,9 +211,9 @@ def leader(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _keys(jobs: Sequence[Job], done: Mapping[tuple[Any, ...], Any]) -> list[tuple[Any, ...]]:
-    """Of the finished ones among `jobs`; one without a learning rate stands for that which it got."""
-    wanted = [(job.key[:4], job.key[5:], job.lr) for job in jobs]
-    return [key for key in done for first, last, lr in wanted if key[:4] == first and key[5:] == last and lr in (None, key[4])]
+    """Of the finished ones among `jobs`; one without a learning rate stands for that, and the form, which it got."""
+    given = {job._replace(lr=row["lr"], form=row["form"]).key for job in jobs if job.lr is None for row in done.values()}
+    return [key for key in done if key in given or any(key == job.key for job in jobs)]
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

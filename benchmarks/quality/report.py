@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.table import Table
 
-from benchmarks.quality.plan import OURS, best, leader, misses
+from benchmarks.quality.plan import OURS, best, leader, misses, with_form
 from benchmarks.quality.results import Row
 from sae_lightning.report.table import number
 
@@ -26,7 +26,7 @@ MARGIN = 0.005
 
 
 def chosen(rows: Sequence[Row]) -> list[Row]:
-    """Of each architecture, L0 and kind of rows the learning rate that is best on validation rows, seed 0, by explained variance on them."""
+    """Of each architecture, L0 and kind of rows the learning rate and form that are best on validation rows, seed 0, by explained variance on them."""
 
     def place(row: Row) -> tuple:
         return row["rows"] == "stories", row["l0_wanted"], row["library"], row["model"], row["steps"]
@@ -48,7 +48,7 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
         for title in columns:
             made.add_column(title, justify="right")
         for row in lines:
-            label = row["model"] if row["library"] == OURS else f"{row['library']} {row['model']}"
+            label = ("" if row["library"] == OURS else f"{row['library']} ") + with_form(row["model"], row["form"])
             values = [number(row[name]) if name != "lr" or row[name] else "–" for name in columns.values()]
             made.add_row(label + (" (missed L0)" if row["knob"] and misses(row) else ""), *values)
         yield made
@@ -85,9 +85,9 @@ def seeds_in_common(rows: Sequence[Row], library: str) -> tuple[list[float], lis
 
 
 def by_seed(rows: Sequence[Row]) -> dict[int, float]:
-    """On test rows, with one learning rate for all seeds: that which validation rows of seed 0 chose."""
-    lr = best([row for row in rows if row["seed"] == 0] or rows)["lr"]
-    return {row["seed"]: row["explained_variance"] for row in rows if row["lr"] == lr}
+    """On test rows, with one learning rate and form for all seeds: those which validation rows of seed 0 chose."""
+    chosen = best([row for row in rows if row["seed"] == 0] or rows)
+    return {row["seed"]: row["explained_variance"] for row in rows if (row["lr"], row["form"]) == (chosen["lr"], chosen["form"])}
 
 
 def standard_error(differences: Sequence[float]) -> float:

@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.plan import SCORES
+from benchmarks.quality.plan import KEY, SCORES
 from sae_lightning.errors import InputError
 
-KEY = ("rows", "l0_wanted", "library", "model", "lr", "seed", "steps")
-TEXT, WHOLE = {"rows", "library", "model", "knob"}, {"l0_wanted", "seed", "steps", "full_runs"}
+TEXT, WHOLE = {"rows", "library", "model", "form", "knob"}, {"l0_wanted", "seed", "steps", "full_runs"}
 FIELDS = (
     *KEY,
     "knob",

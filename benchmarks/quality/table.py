@@ -44,10 +44,11 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    """With its L0 where that was missed."""
+    """With its form where that is not the usual one, and its L0 where that was missed."""
     if row is None:
         return "–"
-    return f"{row['explained_variance']:.3f}" + (f" (L0 {row['l0']:.1f})" if row["knob"] and misses(row) else "")
+    remarks = [row["form"]] * bool(row["form"]) + [f"L0 {row['l0']:.1f}"] * bool(row["knob"] and misses(row))
+    return f"{row['explained_variance']:.3f}" + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 def _other(rows: Sequence[Row]) -> str:

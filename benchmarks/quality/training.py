@@ -10,7 +10,22 @@ from omegaconf import DictConfig
 
 from benchmarks.quality import peers
 from benchmarks.quality.held_out import Halves, halves
-from benchmarks.quality.plan import KNOBS, OURS, ROOT, SCORES, Job, Settings, is_null, knob, settings_of, tolerance, weight
+from benchmarks.quality.plan import (
+    FORMS,
+    KEY,
+    KNOBS,
+    OURS,
+    ROOT,
+    SCORES,
+    Job,
+    Settings,
+    is_null,
+    knob,
+    settings_of,
+    tolerance,
+    weight,
+    with_form,
+)
 from benchmarks.quality.search import search
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.evaluation.run import Evaluation
@@ -59,7 +74,7 @@ class Bench:
         scores = self.score(job, trained.sae, trained.data)
         shutil.rmtree(folder, ignore_errors=True)
         return {
-            **dict(zip(("rows", "l0_wanted", "library", "model", "lr", "seed", "steps"), job.key, strict=True)),
+            **dict(zip(KEY, job.key, strict=True)),
             "knob": name or "",
             "knob_value": math.nan if name is None else value,
             "knob_slope": steepness,
@@ -88,6 +103,8 @@ class Bench:
             words.append(f"model.{name}={job.l0}")
         elif job.library == OURS and name is not None and value is not None:
             words.append(f"model.{name}={value!r}")
+        if job.library == OURS and job.form:
+            words.append(FORMS[job.model][job.form])
         if job.lr:
             words.append(f"optimizer.lr={job.lr!r}")
         words += [
@@ -111,6 +128,8 @@ class Bench:
         else:
             d_sae, steps = run.module.sae.dictionary.d_sae, max(1, round(share * job.steps))
             penalty = value if job.is_searched else peers.TOLD_WEIGHT
-            sae, seconds = peers.train(job.library, job.model, run.data, d_sae, job.l0, penalty, job.lr or 0.0, job.seed, steps, folder)
+            sae, seconds = peers.train(
+                job.library, with_form(job.model, job.form), run.data, d_sae, job.l0, penalty, job.lr or 0.0, job.seed, steps, folder
+            )
         validation = build_evaluations(cfg)["reconstruction"](sae, data.validation)
         return Trained(sae, data, validation, seconds), validation["l0"]

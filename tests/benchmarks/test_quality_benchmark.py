@@ -16,7 +16,7 @@ from benchmarks.quality import table
 from benchmarks.quality.__main__ import read, run
 from benchmarks.quality.held_out import halves
 from benchmarks.quality.plan import OURS, PAIRED, ROOT, Job, architectures, best, is_null, plan, resolved, tolerance, weight
-from benchmarks.quality.report import chosen, is_within, paired, standard_error
+from benchmarks.quality.report import by_seed, chosen, is_within, paired, standard_error
 from benchmarks.quality.results import FIELDS, Results, Row
 from benchmarks.quality.search import FULL_RUNS, Known, search
 from benchmarks.quality.training import Bench
@@ -44,7 +44,17 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 def row(**values: object) -> Row:
     number = dict.fromkeys(FIELDS, math.nan)
-    whole = {"rows": "synthetic", "l0_wanted": 12, "library": OURS, "model": "topk", "seed": 0, "steps": 3000, "knob": "k", "lr": 1e-3}
+    whole = {
+        "rows": "synthetic",
+        "l0_wanted": 12,
+        "library": OURS,
+        "model": "topk",
+        "seed": 0,
+        "steps": 3000,
+        "knob": "k",
+        "lr": 1e-3,
+        "form": "",
+    }
     return number | whole | {"l0_validation": 12.0} | values
 
 
@@ -90,10 +100,11 @@ def test_a_penalty_is_searched_through_whole_trainings(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(module, "PILOTS", 1)
     monkeypatch.setattr(module, "FULL_RUNS", 1)
-    (job,) = plan(settings(tmp_path, "--models", "relu", "--lr", "1e-2"))
+    plain, job = plan(settings(tmp_path, "--models", "relu", "--lr", "1e-2"))[:2]
+    assert (plain.form, job.form) == ("", "unit norm")
     found = Bench(settings(tmp_path)).do(job)
     assert set(found) == set(FIELDS)
-    assert found["knob"] == "sparsity"
+    assert (found["knob"], found["form"]) == ("sparsity", "unit norm")
     assert found["knob_value"] > 0.1  # ten steps leave far more than 4 active at the weight that conf/model/relu.yaml says
     assert found["l0_validation"] > 4
 
@@ -142,7 +153,27 @@ def test_test_rows_choose_nothing() -> None:
     assert chosen([other, validated])[0]["explained_variance"] == 0.5
     first = [job for job in plan(read(["--models", "topk"])) if job.l0 == 12]
     done = {job.key: line for job, line in zip(first, (validated, other), strict=True)}
-    assert resolved(Job("synthetic", 8, OURS, "topk", None, 0, 3000, tuple(first)), done).lr == 1e-3
+    assert resolved(Job("synthetic", 8, OURS, "topk", None, 0, 3000, needs=tuple(first)), done).lr == 1e-3
+
+
+def test_a_form_is_chosen_as_a_learning_rate_is(tmp_path: Path) -> None:
+    first = [job for job in plan(read(["--models", "relu", "--seeds", "2"])) if (job.l0, job.seed) == (12, 0)]
+    assert [(job.form, job.lr) for job in first] == [("", 1e-3), ("", 3e-3), ("unit norm", 1e-3), ("unit norm", 3e-3)]
+    assert [job.needs for job in first] == [(), (first[0],), (), (first[2],)]  # a weight of one form is none of the other
+    scores = (0.6, 0.5, 0.7, 0.8)
+    lines = [
+        row(model="relu", lr=job.lr, form=job.form, knob="sparsity", knob_value=i + 1.0, explained_variance_validation=score)
+        for i, (job, score) in enumerate(zip(first, scores, strict=True))
+    ]
+    done = {job.key: line for job, line in zip(first, lines, strict=True)}
+    denser = resolved(Job("synthetic", 24, OURS, "relu", None, 0, 3000, needs=tuple(first)), done)
+    assert (denser.lr, denser.form, denser.known.points) == (3e-3, "unit norm", ((4.0, 12.0),))
+    assert "relu, unit norm" in str(denser)
+    words = Bench(settings(tmp_path)).configuration(denser, None, 1.0, tmp_path)
+    assert words.model.unit_norm is True
+    seed = row(model="relu", seed=1, lr=3e-3, form="unit norm", explained_variance=0.9)
+    assert by_seed([*lines, seed, seed | {"form": "", "explained_variance": 0.1}])[1] == 0.9
+    assert table.markdown(lines).splitlines()[2].startswith("| relu | nan (unit norm) |")
 
 
 def test_of_searched_runs_the_best_is_one_that_has_the_wanted_l0() -> None:
