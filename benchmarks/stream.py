@@ -210,7 +210,7 @@ def mixing(rows: int, pool: int, batch: int, sequence: int, passes: int = 2) -> 
 def order_of(rows: int, pool: int) -> Order:
     """Ours, of so many rows."""
     starts = np.arange(0, rows, BLOCK)
-    return Order(starts, np.minimum(BLOCK, rows - starts), np.array([0, rows]), 0, pool)
+    return Order(lambda _: (starts, np.minimum(BLOCK, rows - starts)), np.array([rows]), 0, pool)
 
 
 def _pass(order: Order, number: int) -> np.ndarray:

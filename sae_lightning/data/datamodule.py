@@ -169,12 +169,9 @@ class ActivationDataModule(RowsDataModule):
             yield self._at(rows)
 
     def sample(self, n: int, seed: int) -> Batch:
-        parts = self.parts
-        stop = parts.block_rows.cumsum(0)
-        chosen = torch.from_numpy(np.random.default_rng(seed).choice(parts.train_rows, min(n, parts.train_rows), replace=False))
-        block = torch.searchsorted(stop, chosen, right=True)
-        rows = parts.block_start[block] + chosen - (stop - parts.block_rows)[block]
-        return self._at(rows)
+        rows = self.parts.train_rows
+        chosen = np.random.default_rng(seed).choice(rows, min(n, rows), replace=False)
+        return self._at(torch.from_numpy(self.parts.rows_at(chosen)))
 
     def _at(self, rows: Int64[Tensor, " n"]) -> Batch:
         side_by_side = torch.cat([self.store.rows_at(hook, rows) for hook in self.side_by_side], dim=1)
@@ -185,7 +182,7 @@ class ActivationDataModule(RowsDataModule):
 
         That is where a special token stands, and what the exclusions of the harvest left out.
         """
-        return self._tokens(self.parts.is_validation.nonzero()[:n, 0])
+        return self._tokens(self.parts.validation[:n])
 
     def tokens_train(self, index: int, n: int) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
         """The same of n training sequences: batch number `index` of an endless row of them, which is shuffled anew for each pass."""

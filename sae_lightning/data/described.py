@@ -28,7 +28,6 @@ class DescribedRows(abc.ABC):
         self._first_row = np.cumsum([0] + [shard.counts.rows for shard in manifest.shards])
         self._first_sequence = np.cumsum([0] + [shard.sequences for shard in manifest.shards])
         self._statistics = statistics
-        self._bounds: Tensor | None = None
 
     @abc.abstractmethod
     def _tensor(self, shard: int, key: str) -> Tensor:
@@ -62,12 +61,13 @@ class DescribedRows(abc.ABC):
         return torch.from_numpy(self._first_row)
 
     @property
-    def sequence_bounds(self) -> Int64[Tensor, " sequences_and_one"]:
-        """Sequence s gave the rows bounds[s] … bounds[s + 1] − 1; none where all its positions were excluded."""
-        if self._bounds is None:
-            counts = [self._tensor(i, names.SEQUENCE_ROWS).long() for i in range(len(self.manifest.shards))]
-            self._bounds = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(counts).cumsum(0)])
-        return self._bounds
+    def shard_sequences(self) -> Int64[Tensor, " shards_and_one"]:
+        """The first sequence of each shard, and the number of sequences. None lies in two shards."""
+        return torch.from_numpy(self._first_sequence)
+
+    def sequence_rows(self, shard: int) -> Int64[Tensor, " sequences"]:
+        """How many rows each sequence of a shard gave, one after the other; 0 where all its positions were excluded."""
+        return self._tensor(shard, names.SEQUENCE_ROWS).long()
 
     def statistics(self, hook: str) -> Statistics:
         """Of all rows at a hook point. Errors: InputError for one that is not in the store."""
@@ -85,12 +85,11 @@ class DescribedRows(abc.ABC):
     def has_row(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Bool[Tensor, "n context"]:
         """Where a position of these sequences gave a row: false for special tokens and whatever else was excluded."""
         mask = torch.zeros(len(sequences), self.manifest.context_length, dtype=torch.bool)
-        bounds = self.sequence_bounds
-        for i, sequence in enumerate(sequences):
-            shard = int(np.searchsorted(self._first_sequence, int(sequence), side="right")) - 1
-            first = int(self._first_row[shard])
-            rows = slice(int(bounds[int(sequence)]) - first, int(bounds[int(sequence) + 1]) - first)
-            mask[i, self._tensor(shard, names.POSITION)[rows].long()] = True
+        for i, sequence in enumerate(map(int, sequences)):
+            shard = int(np.searchsorted(self._first_sequence, sequence, side="right")) - 1
+            counts, within = self._tensor(shard, names.SEQUENCE_ROWS), sequence - int(self._first_sequence[shard])
+            first = int(counts[:within].sum())
+            mask[i, self._tensor(shard, names.POSITION)[first : first + int(counts[within])].long()] = True
         return mask
 
     def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:

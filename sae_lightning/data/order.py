@@ -5,6 +5,7 @@ Place t of a pass is the next row of lane t mod LANES, so that a batch has as ma
 read lanes of their own. A lane is cut into windows, within which rows are permuted; lanes change windows at different times.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -96,18 +97,17 @@ class Segment:
 class Order:
     """The endless sequence: pass after pass, each in another order. A pure function of its arguments.
 
-    `starts`, `lengths`: blocks of rows in the order of the store, none of which lies in two shards. `pool_rows`: the windows of all lanes
-    together. `shards_at_once`: blocks are permuted within groups of so many shards, drawn anew for each pass; None: over all of them, or
-    so many that they have `MOST_AT_ONCE` rows, so that what is permuted does not grow with the store.
+    `blocks`: first rows and lengths of the blocks of a shard, in the order of the store; they have `shard_rows` rows together, and are
+    asked for when a segment begins. `pool_rows`: the windows of all lanes together. `shards_at_once`: blocks are permuted within groups of
+    so many shards, drawn anew for each pass; None: over all of them, or so many that they have `MOST_AT_ONCE` rows, so that what is in
+    memory does not grow with the store.
     """
 
-    def __init__(self, starts: Int64[Array, " blocks"], lengths: Int64[Array, " blocks"], shard_starts: Int64[Array, " shards_and_one"],
-                 seed: int, pool_rows: int, shards_at_once: int | None = None):  # fmt: skip
-        self._starts, self._lengths, self._seed = starts, lengths, seed
-        self._first_block = np.searchsorted(starts, shard_starts)
-        self._shard_rows = np.diff(np.concatenate([[0], np.cumsum(lengths)])[self._first_block])
-        self._at_once = shards_at_once or max(1, MOST_AT_ONCE // max(1, int(self._shard_rows.max())))
-        self.rows = int(lengths.sum())
+    def __init__(self, blocks: Callable[[int], tuple[Array, Array]], shard_rows: Int64[Array, " shards"], seed: int, pool_rows: int,
+                 shards_at_once: int | None = None):  # fmt: skip
+        self._blocks, self._shard_rows, self._seed = blocks, shard_rows, seed
+        self._at_once = shards_at_once or max(1, MOST_AT_ONCE // max(1, int(shard_rows.max())))
+        self.rows = int(shard_rows.sum())
         self.window_rows = max(1, pool_rows // LANES)
         self._kept: list[Segment] = []
 
@@ -151,7 +151,6 @@ class Order:
 
     def _permuted(self, key: tuple[int, ...], shards: Array) -> tuple[Array, Array]:
         """First rows and lengths of the blocks of these shards, permuted."""
-        counts = np.diff(self._first_block)[shards]
-        blocks = numbers(self._first_block[shards], counts)
-        blocks = blocks[torch.randperm(len(blocks), generator=generator(self._seed, "blocks", *key)).numpy()]
-        return self._starts[blocks], self._lengths[blocks]
+        starts, lengths = map(np.concatenate, zip(*(self._blocks(int(shard)) for shard in shards), strict=True))
+        order = torch.randperm(len(starts), generator=generator(self._seed, "blocks", *key)).numpy()
+        return starts[order], lengths[order]

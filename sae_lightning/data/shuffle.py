@@ -4,7 +4,6 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +23,58 @@ VALIDATION_SHARE, VALIDATION_MOST = 0.05, 65_536
 CPU = torch.device("cpu")
 
 
-class Split(NamedTuple):
-    """Which sequences of a store are held out: Bool [sequences]; their rows, and the training rows in blocks of at most 64 neighbours."""
+class Split:
+    """Which sequences of a store are held out, and the training rows in blocks of at most 64 neighbours.
 
-    is_validation: Bool[Tensor, " sequences"]
-    validation_rows: Int64[Tensor, " n_validation"]
-    block_start: Int64[Tensor, " blocks"]
-    block_rows: Int64[Tensor, " blocks"]
+    `validation`: the sequences, ascending, and `validation_rows` their rows. `shard_rows`: how many training rows each shard has. Nothing
+    here grows with the store but what is said of each shard.
+    """
+
+    def __init__(self, store: StoredRows, validation: Int64[Tensor, " n_sequences"]):
+        self.store, self.validation = store, validation
+        self.shard_rows: Int64[np.ndarray, " shards"] = store.shard_starts.diff().numpy()
+        held_out = []
+        for shard, within in _by_shard(store, validation):
+            rows = store.sequence_rows(shard).numpy()
+            starts = int(store.shard_starts[shard]) + rows.cumsum() - rows
+            held_out.append(numbers(starts[within.numpy()], rows[within.numpy()]))
+            self.shard_rows[shard] -= len(held_out[-1])
+        self.validation_rows: Int64[Tensor, " n_rows"] = torch.from_numpy(np.concatenate(held_out))
 
     @property
     def train_rows(self) -> int:
-        return int(self.block_rows.sum())
+        return int(self.shard_rows.sum())
+
+    def is_validation(self, shard: int) -> Bool[np.ndarray, " sequences"]:
+        """For each sequence of a shard."""
+        bounds = self.store.shard_sequences[shard : shard + 2]
+        begin, end = torch.searchsorted(self.validation, bounds)
+        found = np.zeros(int(bounds[1] - bounds[0]), bool)
+        found[(self.validation[begin:end] - bounds[0]).numpy()] = True
+        return found
+
+    def blocks(self, shard: int) -> tuple[Int64[np.ndarray, " blocks"], Int64[np.ndarray, " blocks"]]:
+        """Runs of training rows of a shard, cut into blocks: first row and length of each."""
+        bounds = np.concatenate([[0], self.store.sequence_rows(shard).numpy().cumsum()]) + int(self.store.shard_starts[shard])
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], self.is_validation(shard), [True]]).astype(np.int8)))
+        start, stop = bounds[edges[::2]], bounds[edges[1::2]]
+        start, stop = start[start < stop], stop[start < stop]
+        blocks = -(-(stop - start) // BLOCK)
+        block_start = np.repeat(start, blocks) + BLOCK * numbers(np.zeros_like(blocks), blocks)
+        return block_start, np.minimum(BLOCK, np.repeat(stop, blocks) - block_start)
+
+    def rows_at(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The rows that stand at these places among all training rows, in the order of the store."""
+        stop = self.shard_rows.cumsum()
+        shards, found = np.searchsorted(stop, places, side="right"), np.empty_like(places)
+        for shard in np.unique(shards):
+            here = shards == shard
+            within = places[here] - (stop - self.shard_rows)[shard]
+            starts, lengths = self.blocks(int(shard))
+            end = lengths.cumsum()
+            block = np.searchsorted(end, within, side="right")
+            found[here] = starts[block] + within - (end - lengths)[block]
+        return found
 
 
 def split(store: StoredRows, validation_rows: int | None) -> Split:
@@ -43,35 +83,45 @@ def split(store: StoredRows, validation_rows: int | None) -> Split:
     The choice depends on the store alone, so that all runs on a store, whatever their seed, are validated on the same rows.
     Errors: InputError where less than half of the rows would be left.
     """
-    bounds = store.sequence_bounds
     if validation_rows is None:
         validation_rows = min(int(VALIDATION_SHARE * store.rows), VALIDATION_MOST)
-    order = torch.randperm(store.sequences, generator=generator("validation", store.sequences))
-    order = order[bounds.diff()[order] > 0]
-    chosen = int(torch.searchsorted(bounds.diff()[order].cumsum(0), max(validation_rows, 1))) + 1
-    is_validation = torch.zeros(store.sequences, dtype=torch.bool)
-    is_validation[order[:chosen]] = True
-    held_out = numbers(bounds[:-1][is_validation].numpy(), bounds.diff()[is_validation].numpy())
-    if 2 * len(held_out) > store.rows:
+    wanted = max(validation_rows, 1)
+    parts = Split(store, _drawn(store, wanted)) if 2 * wanted <= store.rows else None
+    if parts is None or 2 * len(parts.validation_rows) > store.rows:
         raise InputError(
             f"data.validation_rows={validation_rows} holds out more than half of the {store.rows} rows of {store.path}: "
             "lower it, or harvest more tokens (data.max_tokens)"
         )
-    blocks = _blocks(~is_validation, bounds.numpy(), store.shard_starts.numpy())
-    return Split(is_validation, torch.from_numpy(held_out), *map(torch.from_numpy, blocks))
+    return parts
 
 
-def _blocks(train: Bool[Tensor, " sequences"], bounds: np.ndarray, shard_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of training rows, cut at the edges of shards and into blocks: first row and length of each."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], train.numpy(), [False]]).astype(np.int8)))
-    start, stop = bounds[edges[::2]], bounds[edges[1::2]]
-    start, stop = start[start < stop], stop[start < stop]
-    run = np.searchsorted(start, shard_starts, side="left") - 1  # the last one that begins before a shard does
-    inside = shard_starts[(run >= 0) & (shard_starts < stop[run])]
-    start, stop = np.union1d(start, inside), np.union1d(stop, inside)
-    blocks = -(-(stop - start) // BLOCK)
-    block_start = np.repeat(start, blocks) + BLOCK * numbers(np.zeros_like(blocks), blocks)
-    return block_start, np.minimum(BLOCK, np.repeat(stop, blocks) - block_start)
+def _drawn(store: StoredRows, wanted: int) -> Int64[Tensor, " n"]:
+    """Sequences that have rows, ascending: as many, drawn at random without replacement, as give `wanted` rows. The store has so many."""
+    g = generator("validation", store.sequences)
+    drawn, rows = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    while int(rows.sum()) < wanted:
+        more = torch.randint(store.sequences, (max(64, len(drawn)),), generator=g).numpy()
+        _, first = np.unique(more, return_index=True)
+        new = torch.from_numpy(more[np.sort(first)])
+        new = new[~torch.isin(new, drawn)]
+        drawn, rows = torch.cat([drawn, new]), torch.cat([rows, _rows_of(store, new)])
+    chosen = drawn[: int(torch.searchsorted(rows.cumsum(0), wanted)) + 1]
+    return chosen[rows[: len(chosen)] > 0].sort().values
+
+
+def _rows_of(store: StoredRows, sequences: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """How many rows these sequences gave."""
+    order = sequences.argsort()
+    found = torch.empty_like(sequences)
+    found[order] = torch.cat([store.sequence_rows(shard)[within] for shard, within in _by_shard(store, sequences[order])] or [order])
+    return found
+
+
+def _by_shard(store: StoredRows, sequences: Int64[Tensor, " n"]) -> Iterator[tuple[int, Int64[Tensor, " m"]]]:
+    """For each shard that holds some of these ascending sequences: which of its own they are."""
+    edges = torch.searchsorted(sequences, store.shard_sequences)
+    for shard in edges.diff().nonzero()[:, 0].tolist():
+        yield shard, sequences[edges[shard] : edges[shard + 1]] - store.shard_sequences[shard]
 
 
 class ShuffledRows:
@@ -88,7 +138,7 @@ class ShuffledRows:
         self.device = device if device.type == "cuda" else CPU
         self.widths = [store.width(hook) for hook in hooks]
         shard_starts = store.shard_starts.numpy()
-        self.order = Order(parts.block_start.numpy(), parts.block_rows.numpy(), shard_starts, seed, pool_rows, shards_at_once)
+        self.order = Order(parts.blocks, parts.shard_rows, seed, pool_rows, shards_at_once)
         mapped = [store.mapped(hook) for hook in hooks]
         self._mapped = [shards for shards in mapped if shards is not None] if can_map(mapped, self.device) else None
         known = [shards for shards in mapped if shards is not None]
@@ -202,7 +252,9 @@ class ShuffledSequences:
     """The sequences that training rows come from, over and over, each pass in another order: a pure function of (store, seed)."""
 
     def __init__(self, store: StoredRows, parts: Split, seed: int):
-        self.sequences = (~parts.is_validation & (store.sequence_bounds.diff() > 0)).nonzero()[:, 0]
+        shards = range(len(store.shard_sequences) - 1)
+        training = [~parts.is_validation(shard) & (store.sequence_rows(shard) > 0).numpy() for shard in shards]
+        self.sequences = torch.from_numpy(np.flatnonzero(np.concatenate(training)))
         self.seed = seed
         self._pass, self._order = -1, self.sequences
 

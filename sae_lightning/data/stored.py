@@ -33,13 +33,17 @@ class StoredRows(Protocol):
     def sequences(self) -> int: ...
 
     @property
-    def sequence_bounds(self) -> Int64[Tensor, " sequences_and_one"]:
-        """Sequence s gave the rows bounds[s] … bounds[s + 1] − 1."""
+    def shard_starts(self) -> Int64[Tensor, " shards_and_one"]:
+        """The first row of each shard, and the number of rows."""
         ...
 
     @property
-    def shard_starts(self) -> Int64[Tensor, " shards_and_one"]:
-        """The first row of each shard, and the number of rows."""
+    def shard_sequences(self) -> Int64[Tensor, " shards_and_one"]:
+        """The first sequence of each shard, and the number of sequences. None lies in two shards."""
+        ...
+
+    def sequence_rows(self, shard: int) -> Int64[Tensor, " sequences"]:
+        """How many rows each sequence of a shard gave, one after the other; 0 where all its positions were excluded."""
         ...
 
     def width(self, hook: str) -> int:

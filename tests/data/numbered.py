@@ -10,9 +10,15 @@ from torch import Tensor
 
 from sae_lightning.data.encoded import Encoded, encode
 from sae_lightning.data.statistics import Statistics
+from sae_lightning.data.stored import StoredRows
 from sae_lightning.errors import InputError
 
 WIDTHS = {"a": 3, "b": 5}
+
+
+def rows_of_sequences(store: StoredRows) -> Tensor:
+    """How many rows each sequence gave, shard by shard."""
+    return torch.cat([store.sequence_rows(shard) for shard in range(len(store.shard_starts) - 1)])
 
 
 class Read(NamedTuple):
@@ -28,9 +34,12 @@ class Numbered:
         self.path, self.hooks, self.is_mapped = Path("numbered"), list(WIDTHS), is_mapped
         self.shard_starts = torch.tensor([0, *np.cumsum(shards)])
         self.rows = sum(shards)
-        edges = torch.from_numpy(np.cumsum(np.random.default_rng(seed).integers(0, most, self.rows + 1)))
-        self.sequence_bounds = torch.cat([edges.new_zeros(1), edges[edges < self.rows], edges.new_tensor([self.rows])])
-        self.sequences = len(self.sequence_bounds) - 1
+        g = np.random.default_rng(seed)
+        edges = [np.cumsum(g.integers(0, most, rows + 1)) for rows in shards]
+        bounds = [np.concatenate([[0], each[each < rows], [rows]]) for rows, each in zip(shards, edges, strict=True)]
+        self._sequence_rows = [torch.from_numpy(np.diff(each)) for each in bounds]
+        self.shard_sequences = torch.tensor([0, *map(len, self._sequence_rows)]).cumsum(0)
+        self.sequences = int(self.shard_sequences[-1])
         self.reads: list[Read] = []
         number = torch.arange(self.rows)[:, None]
         self._encoded = {
@@ -42,6 +51,9 @@ class Numbered:
         self._shards = {
             hook: [encoded.at(torch.arange(*each)) for each in reversed(starts)][::-1] for hook, encoded in self._encoded.items()
         }
+
+    def sequence_rows(self, shard: int) -> Tensor:
+        return self._sequence_rows[shard]
 
     def width(self, hook: str) -> int:
         return WIDTHS[hook]

@@ -19,7 +19,7 @@ from tests.data.numbered import WIDTHS, Numbered
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 few = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SHARDS = st.lists(st.integers(0, 200), min_size=1, max_size=4).filter(lambda shards: sum(shards) >= 60)
+SHARDS = st.lists(st.integers(0, 200), min_size=1, max_size=4).filter(lambda shards: sum(shards) >= 100)
 POOLS = st.sampled_from([10**6, 400, 130, 1])
 RANKS = st.sampled_from([1, 2, 3, 4, 8])
 
@@ -40,7 +40,8 @@ def test_every_row_comes_once_in_a_pass_and_the_order_is_that_of_one_rank(shards
     one = shuffled(store, pool, seed, shards_at_once=at_once)
     n = one.rows
     whole = one.read(0, 2 * n)
-    in_blocks = numbers(one.order._starts, one.order._lengths).tolist()
+    blocks = split(store, 1).blocks
+    in_blocks = [row for shard in range(len(shards)) for row in numbers(*blocks(shard))]
     assert sorted(numbers_of(whole[:n])) == sorted(numbers_of(whole[n:])) == in_blocks
     for rank in range(ranks):
         of_rank = shuffled(Numbered(shards, seed, is_mapped=is_mapped), pool, seed, shards_at_once=at_once)
@@ -150,19 +151,53 @@ def test_memory_is_that_of_the_pool() -> None:
 
 
 @few
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(lambda shards: sum(shards) >= 60), st.integers(0, 50))
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(lambda shards: sum(shards) >= 100), st.integers(0, 50))
 def test_training_rows_are_cut_at_held_out_sequences_and_at_shards(shards, seed) -> None:
     store = Numbered(shards, seed)
     parts = split(store, None)
-    held_out = parts.is_validation.repeat_interleave(store.sequence_bounds.diff())
+    of_sequences = torch.cat([store.sequence_rows(shard) for shard in range(len(shards))])
+    is_validation = torch.from_numpy(np.concatenate([parts.is_validation(shard) for shard in range(len(shards))]))
+    assert_close(is_validation.nonzero()[:, 0], parts.validation)
+    held_out = is_validation.repeat_interleave(of_sequences)
     assert_close(parts.validation_rows, held_out.nonzero()[:, 0])
-    rows = [torch.arange(start, start + n) for start, n in zip(parts.block_start.tolist(), parts.block_rows.tolist(), strict=True)]
+    assert of_sequences[parts.validation].sum() - of_sequences[parts.validation].max() < max(0.05 * store.rows, 1) <= held_out.sum()
+    starts, lengths = map(np.concatenate, zip(*(parts.blocks(shard) for shard in range(len(shards))), strict=True))
+    rows = [torch.arange(start, start + n) for start, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
     assert_close(torch.cat(rows), (~held_out).nonzero()[:, 0])
+    assert parts.train_rows == lengths.sum()
+    places = np.random.default_rng(seed).permutation(parts.train_rows)
+    assert_close(torch.from_numpy(parts.rows_at(places)), torch.cat(rows)[places])
     for block in rows:
         first, last = torch.searchsorted(store.shard_starts, block[[0, -1]], right=True).tolist()
         assert first == last
         assert len(block) <= BLOCK
-    assert len(rows) <= store.rows / BLOCK + int(parts.is_validation.sum()) + len(shards) + 1
+    assert len(rows) <= store.rows / BLOCK + len(parts.validation) + len(shards) + 1
+
+
+class Long(Numbered):
+    """Shards of 1000 sequences of 128 rows, of which nothing is stored."""
+
+    def __init__(self, shards: int):
+        super().__init__([])
+        self.sequences, self.rows = 1000 * shards, 128_000 * shards
+        self.shard_sequences, self.shard_starts = 1000 * torch.arange(shards + 1), 128_000 * torch.arange(shards + 1)
+        self.asked: list[int] = []
+
+    def sequence_rows(self, shard: int) -> torch.Tensor:
+        self.asked.append(shard)
+        return torch.full((1000,), 128)
+
+
+def test_what_is_kept_and_looked_at_does_not_grow_with_the_store() -> None:
+    for shards in (100, 10_000):
+        store = Long(shards)
+        parts = split(store, 2000)
+        assert (len(parts.validation), len(parts.validation_rows)) == (16, 2048)
+        assert parts.train_rows == store.rows - 2048
+        assert len(set(store.asked)) <= 64
+        store.asked.clear()
+        assert len(parts.rows_at(np.array([0, store.rows // 2]))) == 2
+        assert len(store.asked) == 2
 
 
 def test_a_share_that_leaves_too_little_is_refused() -> None:

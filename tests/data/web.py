@@ -41,7 +41,9 @@ class Web(ThreadingHTTPServer):
 
     def whole(self) -> list[str]:
         """The shards that were asked for as a whole."""
-        return [request.name for request in self.requests if request.stop == (self.folder / request.name).stat().st_size]
+        return [
+            request.name for request in self.requests if (request.start, request.stop) == (0, (self.folder / request.name).stat().st_size)
+        ]
 
     def handle_error(self, request, client_address) -> None:
         """Clients that give up are what is tested."""

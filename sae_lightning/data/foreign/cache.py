@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int, Int64
 from torch import Tensor
@@ -42,9 +41,15 @@ class Part(NamedTuple):
         return len(next(iter(self.rows.values())))
 
     @property
-    def starts(self) -> Int64[Tensor, " sequences"]:
-        """The first row of each sequence; the last one may be shorter than the others."""
-        return torch.arange(0, self.n, self.context or STRETCH)
+    def sequence_rows(self) -> Int64[Tensor, " sequences"]:
+        """Of each sequence; the last one may be shorter than the others."""
+        length = self.context or STRETCH
+        return (self.n - torch.arange(0, self.n, length)).clamp(max=length)
+
+    @property
+    def sequences(self) -> int:
+        """The number of sequences."""
+        return -(-self.n // (self.context or STRETCH))
 
 
 class ForeignCache:
@@ -65,9 +70,7 @@ class ForeignCache:
         for part in self.parts:
             _check_alike(part, self.parts[0])
         self.shard_starts: Int64[Tensor, " shards_and_one"] = torch.tensor([0, *(part.n for part in self.parts)]).cumsum(0)
-        starts = [first + part.starts for first, part in zip(self.shard_starts.tolist(), self.parts, strict=False)]
-        self.sequence_bounds: Int64[Tensor, " sequences_and_one"] = torch.cat([*starts, self.shard_starts[-1:]])
-        self._sequences_before = np.cumsum([0] + [len(of_part) for of_part in starts])
+        self.shard_sequences: Int64[Tensor, " shards_and_one"] = torch.tensor([0, *(part.sequences for part in self.parts)]).cumsum(0)
         self._statistics: dict[str, Statistics] = {}
 
     @property
@@ -80,7 +83,11 @@ class ForeignCache:
 
     @property
     def sequences(self) -> int:
-        return len(self.sequence_bounds) - 1
+        return int(self.shard_sequences[-1])
+
+    def sequence_rows(self, shard: int) -> Int64[Tensor, " sequences"]:
+        """How many rows each sequence of a shard has."""
+        return self.parts[shard].sequence_rows
 
     @property
     def has_tokens(self) -> bool:
@@ -139,10 +146,10 @@ class ForeignCache:
         self._check_tokens()
         found = []
         for sequence in map(int, sequences):
-            shard = int(np.searchsorted(self._sequences_before, sequence, side="right")) - 1
+            shard = int(torch.searchsorted(self.shard_sequences, sequence, right=True)) - 1
             token_ids = self.parts[shard].token_ids
             assert token_ids is not None
-            found.append(token_ids[sequence - int(self._sequences_before[shard])])
+            found.append(token_ids[sequence - int(self.shard_sequences[shard])])
         return torch.stack(found).int()
 
     def has_row(self, sequences: Sequence[int] | Int[Tensor, " n"]) -> Bool[Tensor, "n context"]:

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from sae_lightning.data.foreign.cache import STRETCH
 from sae_lightning.errors import InputError
 from tests.data.foreign.folders import CONTEXT, HOOK, WRITERS, D, opened, rows_of, write_npy, write_pt, write_safetensors
+from tests.data.numbered import rows_of_sequences
 
 FLAT = {kind: write for kind, write in WRITERS.items() if kind != "arrow"}
 
@@ -18,7 +19,7 @@ def test_rows_without_sequences_are_held_out_in_stretches(tmp_path, kind):
     shards = [x.view(-1, D) for x in rows_of((30, 4), context=CONTEXT)]  # 360 and 48 rows
     cache = opened(FLAT[kind](tmp_path / HOOK, shards))
     assert cache.shard_starts.tolist() == [0, 360, 408]
-    assert cache.sequence_bounds.tolist() == [0, STRETCH, 2 * STRETCH, 360, 408]
+    assert rows_of_sequences(cache).tolist() == [STRETCH, STRETCH, 360 - 2 * STRETCH, 48]
     assert_close(cache.read(HOOK, 0, 408).values, torch.cat(shards), rtol=0, atol=0)
     with pytest.raises(InputError, match="holds no token_ids"):
         cache.tokens([0])
