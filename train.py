@@ -9,12 +9,11 @@ from sae_lightning.run.entry import entry
 def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     from sae_lightning.run.build import build
     from sae_lightning.run.finish import score
-    from sae_lightning.run.record import recording
 
     run = build(cfg)
-    with recording(run.folder, seed=cfg.seed, module=run.module, progress=run.progress, data=run.data.about):
+    with run.recording(cfg):
         run.fit()
-        score(cfg, run.data, run.folder)
+        run.tell(score(cfg, run.data, run.folder))
     return run.objective(cfg.optimized_metric)
 
 

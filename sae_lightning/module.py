@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
+from sae_lightning.curves import log_values, of_step
 from sae_lightning.data.batch import Batch
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
@@ -36,7 +37,8 @@ class SAEModule(L.LightningModule):
     `finetune`: adds what a transformer makes of the reconstructions to the loss.
 
     For callbacks: `sums` is empty exactly between optimizer steps; `step_sums` holds those of the last finished one (over all ranks);
-    `last` is (batch, Step) of the last training batch of a step that is logged, None after any other.
+    `last` is (batch, Step) of the last training batch of a step that is logged, None after any other; `before_clipping` is called when
+    the gradients are what the optimizer would step on without clipping.
     """
 
     s_in: Tensor
@@ -57,6 +59,8 @@ class SAEModule(L.LightningModule):
         self.step_sums: dict[str, Tensor] = {}
         self.validation_sums: dict[str, Tensor] = {}
         self.last: tuple[Batch, Step] | None = None
+        self.custom: dict[str, tuple[float | Tensor, int]] = {}
+        self.before_clipping: list[Callable[[], None]] = []
         self.steps_of_checkpoint: int | None = None
 
     @property
@@ -172,6 +176,8 @@ class SAEModule(L.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Lightning refuses to clip what a fused optimizer steps on under autocast; without a loss scaler there is no reason to."""
+        for look in self.before_clipping:
+            look()
         if gradient_clip_val is None:
             return
         if gradient_clip_algorithm == "value":
@@ -187,28 +193,23 @@ class SAEModule(L.LightningModule):
         if self.last is not None:
             self._log_training(*self.last, done=self.trainer.global_step + 1)  # Lightning counts this step when it has returned
 
-    @torch.no_grad()
     def _log_training(self, batch: Batch, step: Step, done: int) -> None:
-        self.train_metrics.update(batch, step)
-        values = _named("train/", step, float(step.loss)) | {
-            f"train/{name}": float(value) for name, value in self.train_metrics.compute().items()
-        }
-        self.train_metrics.reset()
-        values |= {f"{self.sae.architecture}/{name}": float(number) for name, number in self.sae.numbers().items()}
-        values |= {
-            "train/dead": float(self.sae.dictionary.dead.sum()),
-            "details/rows": float(self.rows.rows_trained),
-        }
-        values |= {f"details/{name}": value for name, value in self.rows.numbers().items()}
-        values["train/dead_pct"] = 100 * values["train/dead"] / self.sae.dictionary.d_sae
-        values["train/alive"] = self.sae.dictionary.d_sae - values["train/dead"]
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-        for logger in self.loggers:
-            logger.log_metrics(values, step=done)
+        values = of_step(self, batch, step) | {name: float(total) / n for name, (total, n) in self.custom.items()}
+        self.custom = {}
+        log_values(self.trainer, values, done)
         if not math.isfinite(values["train/loss"]):
             raise InputError(
                 f"the loss is {values['train/loss']} at step {done}: lower optimizer.lr, or look for NaN and infinity in the rows"
             )
+
+    def log_custom(self, name: str, value: float | Tensor) -> None:
+        """A number of yours, from anywhere in a training step: the next logged step has the mean of what came since the last one.
+
+        Nothing waits for the accelerator until then. Of this rank alone; loggers are those of rank 0.
+        """
+        value = value.detach() if isinstance(value, Tensor) else value
+        total, n = self.custom.get(name, (0.0, 0))
+        self.custom[name] = total + value, n + 1
 
     # -- validation -------------------------------------------------------------------------------------------------
 
@@ -228,8 +229,7 @@ class SAEModule(L.LightningModule):
         values = {f"val/{name}": total / rows for name, total in sums.items()}
         values |= {f"val/{name}": value for name, value in self.metrics.compute().items()}
         self.metrics.reset()
-        step = {"step": float(self.trainer.global_step)}  # without it Lightning writes the number of the batch, one less
-        self.log_dict({name: value.float() for name, value in values.items()} | step, sync_dist=True)
+        log_values(self.trainer, {name: float(value) for name, value in values.items()})
 
     # -- scales -----------------------------------------------------------------------------------------------------
 
@@ -282,9 +282,3 @@ def _detached(step: Step) -> Step:
     return step._replace(
         latents=step.latents.with_values(step.latents.values.detach()), reconstruction=step.reconstruction.detach(), losses=losses
     )
-
-
-def _named(prefix: str, step: Step, loss: float) -> dict[str, float]:
-    """Every term of a loss twice: plain as <prefix><term>, weighted as loss/<term>."""
-    plain = {prefix + name: float(term.value) for name, term in step.losses.items()}
-    return {prefix + "loss": loss} | plain | {f"loss/{name}": float(term.weight * term.value) for name, term in step.losses.items()}

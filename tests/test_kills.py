@@ -21,7 +21,7 @@ from sae_lightning.run.checkpoints import newest
 from tests.data.tiny import RandomText, files, harvest
 from tests.forks import command, forks, start
 from tests.run.test_resume_exact import assert_same
-from tests.runs import fit
+from tests.runs import QUIET, fit
 from tests.transformers.tiny_gpt2 import SENTENCES, save_tiny_gpt2
 
 KILLS = 20
@@ -84,7 +84,7 @@ def test_a_harvest(tmp_path, monkeypatch) -> None:
 KNOWN = "data.d=16 data.n_directions=64 data.l0=3 data.rows_held_out=512 data.batch_size=64"
 LENGTH = (
     "dictionary.expansion_factor=4 trainer.max_steps=60 trainer.val_check_interval=20 trainer.log_every_n_steps=5 trainer.accelerator=cpu "
-    "callbacks.last.every_n_steps=5 callbacks.progress_bar=null"
+    f"callbacks.last.every_n_steps=5 {QUIET}"
 )
 WORDS = (
     f"model=lagrangian model.target_l0=4 {KNOWN} {LENGTH} callbacks=[default,resample] callbacks.resample.steps=[15,30,45,60] callbacks.resample.rows=64 "

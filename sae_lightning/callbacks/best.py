@@ -33,7 +33,7 @@ class Best(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(improved):
             self.value = value
             save(trainer, "best")
-            export(trainer, pl_module, "sae_best", {self.monitor: value})
+            export(trainer, pl_module, "sae_best", "best", {self.monitor: value})
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 
@@ -17,15 +17,34 @@ class Export(L.Callback):
     """
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
-        export(trainer, pl_module, "sae")
+        export(trainer, pl_module, "sae", "latest")
 
 
-def export(trainer: L.Trainer, module: SAEModule, name: str, about: Mapping[str, Any] | None = None) -> None:
-    """Writes the SAE as it is now into <run>/<name>, with what is known of it and `about`. Every rank must call it."""
+def export(trainer: L.Trainer, module: SAEModule, name: str, alias: str, about: Mapping[str, Any] | None = None) -> None:
+    """Writes the SAE as it is now into <run>/<name>, with what is known of it and `about`. Every rank must call it.
+
+    Loggers that keep versions of files get it under `alias`.
+    """
     sae = module.export()
     if trainer.is_global_zero:
-        sae.save(Path(trainer.default_root_dir) / name, description(trainer, module) | dict(about or {}))
+        path, known = Path(trainer.default_root_dir) / name, description(trainer, module) | dict(about or {})
+        sae.save(path, known)
+        keep(trainer, path, "sae", alias, known)
     trainer.strategy.barrier("export")
+
+
+def keep(trainer: L.Trainer, path: Path, kind: str, alias: str, about: Mapping[str, Any]) -> None:
+    """Hands a folder or a file to loggers that keep versions of them. Rank 0 only."""
+    for logger in trainer.loggers:
+        if isinstance(logger, Keeping):
+            logger.keep(path, kind, alias, dict(about))
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A logger that keeps versions of files. `kind`: sae or checkpoint; `alias`: latest or best; `about`: JSON-able."""
+
+    def keep(self, path: Path, kind: str, alias: str, about: dict[str, Any]) -> None: ...
 
 
 def description(trainer: L.Trainer, module: SAEModule) -> dict[str, Any]:

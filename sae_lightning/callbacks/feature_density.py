@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from sae_lightning.curves import log_values
 from sae_lightning.errors import InputError
 from sae_lightning.metrics.density import density_numbers
 from sae_lightning.module import SAEModule
@@ -67,8 +68,8 @@ class FeatureDensity(L.Callback):
         numbers["sparsity/mean_passes_since_fired"] = float(module.sae.dictionary.rows_since_fired.double().mean())
         picture = Path(trainer.default_root_dir) / f"{PLOT}.png"
         plots.write(plots.density(density, f"how often latents fire, step {trainer.global_step}"), picture)
+        log_values(trainer, numbers)
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
             log_image(logger, PLOT, picture, trainer.global_step)
 
 

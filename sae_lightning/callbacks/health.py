@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from sae_lightning.curves import log_values
 from sae_lightning.models.base import SAE
 from sae_lightning.module import SAEModule
 
@@ -26,7 +27,8 @@ class Health(L.Callback):
     """Live numbers of an SAE with `threshold` θ [d_sae] and kernel `width` ε (`lagrangian.Lagrangian`); nothing is done for any other.
 
         kernel_occupancy    rows per latent and optimizer step with |h − θ| < ε/2: what a threshold learns from
-        threshold_at_0      share of θ at 0, which cannot fall further
+        threshold_at_0      share of θ at 0, which cannot fall further;   threshold_min, _mean, _max of θ, where rows have E‖x‖² = 1
+        violation           (running L0 − L0*)/L0*, where the architecture keeps a running L0
         dual_at_bound       1 where |α| is `dual_max` (with a `dual`), else 0
         l0_gap              L0 in training (mean of the last logged steps) minus L0 on held-out rows, as exported; at validation
 
@@ -46,7 +48,9 @@ class Health(L.Callback):
             return
         rows, l0 = float(pl_module.step_sums["rows"]), _l0(pl_module)
         self.l0.append(l0)
-        values = {"threshold_at_0": float((_tensor(sae, "threshold") <= 0).float().mean())}
+        theta = _tensor(sae, "threshold").detach()
+        values = {"threshold_at_0": float((theta <= 0).float().mean())}
+        values |= {"threshold_min": float(theta.min()), "threshold_mean": float(theta.mean()), "threshold_max": float(theta.max())}
         values["kernel_occupancy"] = occupancy(sae, pl_module.scaled(pl_module.last[0]).x[:ROWS]) * rows
         self._persists("occupancy", values["kernel_occupancy"] < 1,
             f"kernel occupancy is {values['kernel_occupancy']:.2g} rows per latent and step, and thresholds learn from those alone: "
@@ -55,13 +59,15 @@ class Health(L.Callback):
             f"{values['threshold_at_0']:.0%} of the thresholds are at 0, and cannot fall further to let more latents fire: "
             "ask for a lower L0, or raise dictionary.expansion_factor")  # fmt: skip
         target = target_l0(sae)
+        if target is not None and hasattr(sae, "running_l0"):
+            values["violation"] = float(_tensor(sae, "running_l0")) / target - 1
         if target is not None and hasattr(sae, "dual") and hasattr(sae, "dual_max"):
             dual, most = float(_tensor(sae, "dual")), float(sae.dual_max)  # type: ignore[arg-type]
             values["dual_at_bound"] = float(abs(dual) >= most)
             self._persists("dual", abs(dual) >= most and (l0 - target) * dual > 0,
                 f"the dual is at its bound of {most:g} and L0 is {l0:.3g}, still not at its target of {target:.3g}: "
                 "raise model.dual_max or model.rho")  # fmt: skip
-        _log(trainer, sae, values)
+        log_values(trainer, {f"{sae.architecture}/{name}": value for name, value in values.items()})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
         # Before the module's own hook, which resets the metrics. Every rank asks for them.
@@ -72,7 +78,7 @@ class Health(L.Callback):
         if found is None or not self.l0:
             return
         held_out, training = float(found), sum(self.l0) / len(self.l0)
-        _log(trainer, sae, {"l0_gap": training - held_out})
+        log_values(trainer, {f"{sae.architecture}/l0_gap": training - held_out})
         if trainer.global_step < trainer.max_steps:
             return
         if abs(training - held_out) > 0.05 * held_out:
@@ -135,8 +141,3 @@ def _tensor(sae: SAE, name: str) -> Tensor:
 
 def _l0(module: SAEModule) -> float:
     return float(module.step_sums["fires"].sum() / module.step_sums["rows"])
-
-
-def _log(trainer: L.Trainer, sae: SAE, values: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics({f"{sae.architecture}/{name}": value for name, value in values.items()}, step=trainer.global_step)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 
+from sae_lightning.callbacks.export import keep
 from sae_lightning.errors import InputError, Interrupted
 from sae_lightning.files import remove_leftovers
 from sae_lightning.module import SAEModule
@@ -117,6 +118,8 @@ def save(trainer: L.Trainer, name: str, previous: str | None = None) -> None:
     folder = _folder(trainer) / "checkpoints"
     kept = None if previous is None else folder / f"{previous}.ckpt"
     trainer.save_checkpoint(folder / f"{name}.ckpt", weights_only=False, storage_options=kept)
+    if trainer.is_global_zero:
+        keep(trainer, folder / f"{name}.ckpt", "checkpoint", "latest" if name == "last" else name, {"step": trainer.global_step})
 
 
 def _folder(trainer: L.Trainer) -> Path:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import lightning as L
 
+from sae_lightning.curves import log_values
 from sae_lightning.errors import InputError
 from sae_lightning.module import SAEModule
 
@@ -40,7 +41,7 @@ class MiracleDistance(L.Callback):
                 f"callbacks.miracle_distance needs the metrics {', '.join(sorted(missing))}: add them, or say ~callbacks.miracle_distance"
             )
         distance = self.distance({name: float(values[name]) for name in self.targets})
-        pl_module.log("val/miracle_distance", distance, sync_dist=True)  # already equal on all ranks, which Lightning cannot know
+        log_values(trainer, {"val/miracle_distance": distance})
 
     def distance(self, values: Mapping[str, float]) -> float:
         """0 at the targets."""

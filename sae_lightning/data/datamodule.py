@@ -137,6 +137,9 @@ class ActivationDataModule(RowsDataModule):
             return self._places(self.batches_trained)[0]
         return super().rows_trained
 
+    def numbers(self) -> dict[str, float]:
+        return {"passes": self.rows_trained / self.parts.train_rows}
+
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         ranks, rows = self.trainer.world_size, self.parts.train_rows % self.batch_size

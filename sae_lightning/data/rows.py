@@ -5,6 +5,7 @@ import hashlib
 import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,8 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
             raise InputError(f"data.scale is {scale!r}: choose one of {', '.join(SCALES)}")
         self.batch_size, self.scale_mode = batch_size, scale
         self.batches_trained = 0
+        self.seconds_waited = 0.0
+        """How long training of this process stood still for want of a batch."""
 
     @property
     def hooks(self) -> Hooks:
@@ -114,8 +117,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
             raise InputError(f"data.batch_size={self.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}")
         length = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         period = self.repeat_batches or length
-        batches = _Batches(lambda i: self.train_batch(i % period, rank, ranks), lambda: self.batches_trained, length)
+        batches = _Batches(lambda i: self.train_batch(i % period, rank, ranks), lambda: self.batches_trained, length, self._wait_)
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
+
+    def _wait_(self, seconds: float) -> None:
+        self.seconds_waited += seconds
 
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
@@ -140,14 +146,14 @@ def scale_of(mean_square_norm: float, d: int, mode: str) -> float:
 class _Batches(IterableDataset):
     """Batches start()…length − 1, made ahead by one thread."""
 
-    def __init__(self, batch: Callable[[int], Batch], start: Callable[[], int], length: int):
-        self.batch, self.start, self.length = batch, start, length
+    def __init__(self, batch: Callable[[int], Batch], start: Callable[[], int], length: int, waited: Callable[[float], None]):
+        self.batch, self.start, self.length, self.waited = batch, start, length, waited
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        return prefetched(self.batch(i) for i in range(self.start(), self.length))
+        return prefetched((self.batch(i) for i in range(self.start(), self.length)), waited=self.waited)
 
 
 class _HeldOut(IterableDataset):
@@ -170,8 +176,11 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def prefetched(items: Iterator[Batch], ahead: int = PREFETCH) -> Iterator[Batch]:
-    """The same items, made by another thread up to `ahead` before they are asked for. An error there is raised here."""
+def prefetched(items: Iterator[Batch], ahead: int = PREFETCH, waited: Callable[[float], None] | None = None) -> Iterator[Batch]:
+    """The same items, made by another thread up to `ahead` before they are asked for. An error there is raised here.
+
+    `waited` is told of each item how many seconds there was nothing to hand out.
+    """
     ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(ahead)
     stop = threading.Event()
 
@@ -197,7 +206,10 @@ def prefetched(items: Iterator[Batch], ahead: int = PREFETCH) -> Iterator[Batch]
     thread.start()
     try:
         while True:
+            asked = time.perf_counter()
             item, error = ready.get()
+            if waited is not None:
+                waited(time.perf_counter() - asked)
             if error is not None:
                 raise error
             if item is None:

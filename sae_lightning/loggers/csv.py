@@ -54,8 +54,7 @@ class CSV(Logger):
         assert step is not None
         if not self.started:
             self._start(step - 1)
-        # Lightning adds `epoch` to what it logs by itself: one epoch is the whole run.
-        news = {name: value for name, value in metrics.items() if name != "epoch" and (step, name) not in self.known}
+        news = {name: value for name, value in metrics.items() if (step, name) not in self.known}
         self.waiting += [[step, name, float(value)] for name, value in news.items()]
 
     @rank_zero_only

@@ -13,6 +13,7 @@ class VariancePerRow(Metric):
     """v_i = 1 − ‖e_i‖²/‖y_i − ȳ‖² with the mean ȳ of all rows: its spread tells what one global ratio hides.
 
         explained_variance_legacy = mean of v_i        explained_variance_std = standard deviation of v_i (over n − 1)
+        mse_over_norm = mean of ‖e_i‖²/(d ‖y_i − ȳ‖), what ViT-Prisma calls its mse_loss
 
     ȳ is known only at the end, so that rows are kept until then: the first `rows` of each rank, the others are not looked at. A row
     that is ȳ itself has no v_i and is left out.
@@ -39,5 +40,10 @@ class VariancePerRow(Metric):
         y = dim_zero_cat(self.kept)
         centred = y - y.mean(0, dtype=torch.float64)
         variance = centred.square().sum(1)
-        v = 1 - (dim_zero_cat(self.kept_errors) / variance)[variance > 0]
-        return {"explained_variance_legacy": v.mean(), "explained_variance_std": v.std() if len(v) > 1 else torch.zeros_like(v.sum())}
+        errors, variance = dim_zero_cat(self.kept_errors)[variance > 0], variance[variance > 0]
+        v = 1 - errors / variance
+        return {
+            "explained_variance_legacy": v.mean(),
+            "explained_variance_std": v.std() if len(v) > 1 else torch.zeros_like(v.sum()),
+            "mse_over_norm": (errors / variance.sqrt()).mean() / y.shape[1],
+        }

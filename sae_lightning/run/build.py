@@ -1,14 +1,16 @@
 """From a configuration to the parts of a run: the one place that calls `instantiate`."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from omegaconf import DictConfig, open_dict
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torchmetrics import MetricCollection
 
 from sae_lightning.callbacks.monitored import check_logged
@@ -17,11 +19,12 @@ from sae_lightning.callbacks.trial import ReportToTrial
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import GivenUp, InputError
-from sae_lightning.evaluation.run import Evaluation
+from sae_lightning.evaluation.run import Evaluation, Scores
 from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import load_sae
 from sae_lightning.loggers.csv import CSV
+from sae_lightning.loggers.names import add_names_, check_names
 from sae_lightning.models.base import SAE
 from sae_lightning.models.start import check_start, check_views
 from sae_lightning.module import SAEModule
@@ -29,7 +32,7 @@ from sae_lightning.run.check import OF_BUILD
 from sae_lightning.run.checkpoints import newest
 from sae_lightning.run.instantiate import instantiate
 from sae_lightning.run.quiet import quiet
-from sae_lightning.run.record import Progress, warn_of_versions
+from sae_lightning.run.record import Following, Progress, recording, warn_of_versions
 from sae_lightning.sweeps.trial import of_environment
 
 PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
@@ -52,6 +55,21 @@ class Run(NamedTuple):
             self.trainer.validate(self.module, self.data, verbose=False)
         if any(isinstance(callback, ReportToTrial) and callback.is_given_up for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise GivenUp(f"given up at step {self.trainer.global_step}")
+
+    def recording(self, cfg: DictConfig) -> AbstractContextManager[None]:
+        """run.json, and what loggers are told of the run `cfg`: around all that is done in it."""
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        return recording(
+            self.folder, seed=cfg.seed, module=self.module, progress=self.progress, data=self.data.about, loggers=self.trainer.loggers,
+            config={str(key): value for key, value in dict(OmegaConf.to_container(own, resolve=True)).items()},  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def tell(self, scores: Scores) -> None:
+        """Hands the scores of the run to loggers that keep numbers of a run as a whole."""
+        values = {f"scores/{row}/{name}": value for row, named in scores.items() for name, value in named.items()}
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Following):
+                logger.summarise(values)
 
     def progress(self) -> Progress:
         """How far it is now."""
@@ -145,7 +163,7 @@ def build_evaluations(cfg: DictConfig) -> dict[str, Evaluation]:
     return build_all(cfg.get("evaluate"))
 
 
-def build_all(group: DictConfig | None) -> dict[str, Any]:
+def build_all(group: Mapping[Any, Any] | None) -> dict[str, Any]:
     """Every entry of a group of several options, by name; an entry that was set to null is left out."""
     return {str(name): instantiate(node) for name, node in (group or {}).items() if node is not None}
 
@@ -154,7 +172,7 @@ def _trainer(cfg: DictConfig, is_trained: bool) -> L.Trainer:
     """What has no parameter to train is fitted when it is set up, and does no steps."""
     callbacks = list(build_all(cfg.callbacks).values())
     with open_dict(cfg):
-        loggers = list(build_all(cfg.get("logger")).values())
+        loggers = _loggers(cfg)
     length = {} if is_trained else {"max_steps": 0, "limit_train_batches": 0}
     return instantiate(
         cfg.trainer,
@@ -171,6 +189,15 @@ def _trainer(cfg: DictConfig, is_trained: bool) -> L.Trainer:
         check_val_every_n_epoch=None,
         use_distributed_sampler=False,
     )
+
+
+def _loggers(cfg: DictConfig) -> list[Logger]:
+    """Errors: InputError for names that no guide has."""
+    check_names(cfg.logger.names)
+    loggers = list(build_all({name: node for name, node in cfg.logger.items() if name != "names"}).values())
+    for logger in loggers:
+        add_names_(logger, cfg.logger.names)
+    return loggers
 
 
 def _check_precision(cfg: DictConfig) -> None:

@@ -9,14 +9,15 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 import sae_lightning
@@ -28,6 +29,19 @@ from sae_lightning.signals import leaving_at_once
 from sae_lightning.sweeps.devices import cores
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A logger that wants to know what a run is, how it ends, and what it was worth."""
+
+    def begin(self, config: dict[str, Any], module: nn.Module) -> None: ...
+
+    def summarise(self, values: Mapping[str, float]) -> None: ...
+
+    def end(self, status: str) -> None: ...
+
+
 PACKAGES = ("sae_lightning", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "transformers", "numpy")
 
 
@@ -47,11 +61,12 @@ class Progress(NamedTuple):
 
 @contextlib.contextmanager
 def recording(
-    folder: str | Path, *, seed: int, module: nn.Module, progress: Callable[[], Progress], data: Mapping[str, Any] | None = None
-) -> Iterator[None]:
+    folder: str | Path, *, seed: int, module: nn.Module, progress: Callable[[], Progress], data: Mapping[str, Any] | None = None,
+    loggers: Sequence[Logger] = (), config: Mapping[str, Any] | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Writes run.json when the block begins (status running) and when it ends: finished, failed, interrupted, or given up by a search.
 
-    data: what is said of the source of rows.
+    data: what is said of the source of rows. loggers: get `config` at the beginning, and are told of the end.
     progress: asked at the end. A run that ends well before its last step (`trainer.max_time`) is interrupted. A killed process leaves
     `running`. Inside, a signal raises Interrupted, and this process holds the folder's lock. Ranks above 0 write nothing. Errors:
     InputError where another process is at work in the folder.
@@ -59,6 +74,7 @@ def recording(
     if rank() == 0:
         hold(Path(folder))
     start_record(folder, seed=seed, module=module, data=data)
+    begin(loggers, dict(config or {}), module)
     status = "failed"
     try:
         with leaving_at_once():
@@ -72,7 +88,19 @@ def recording(
         raise
     finally:
         end_record(folder, status=status, progress=progress())
+        for logger in loggers:
+            if isinstance(logger, Following):
+                logger.end(status)
         release(Path(folder))
+
+
+def begin(loggers: Sequence[Logger], config: dict[str, Any], module: nn.Module) -> None:
+    """What a run is, for each logger in its own way."""
+    for logger in loggers:
+        if isinstance(logger, Following):
+            logger.begin(config, module)
+        else:
+            logger.log_hyperparams(config)
 
 
 def start_record(folder: str | Path, *, seed: int, module: nn.Module, data: Mapping[str, Any] | None = None) -> None:

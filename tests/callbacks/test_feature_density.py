@@ -1,4 +1,3 @@
-import csv
 from pathlib import Path
 
 import lightning as L
@@ -11,13 +10,13 @@ from sae_lightning.callbacks.last import Last
 from sae_lightning.errors import InputError
 from sae_lightning.loggers.csv import CSV
 from sae_lightning.module import SAEModule
+from tests.callbacks.curves import curves
 
 PNG = b"\x89PNG"
 
 
-def curves(path: Path) -> dict[tuple[int, str], float]:
-    with path.open() as file:
-        return {(int(step), metric): float(value) for step, metric, value in list(csv.reader(file))[1:] if metric.startswith("sparsity/")}
+def sparsity(path: Path) -> dict[tuple[int, str], float]:
+    return {key: value for key, value in curves(path).items() if key[1].startswith("sparsity/")}
 
 
 class Fires(L.Callback):
@@ -36,7 +35,7 @@ def test_density_over_a_window(small_run, tmp_path, accumulate):
     fires, logger = Fires(), CSV(str(tmp_path / "metrics.csv"))
     _, module = small_run([fires, FeatureDensity(5)], steps=10, loggers=[logger], accumulate=accumulate, enable_checkpointing=False)
     logger.save()
-    found = curves(tmp_path / "metrics.csv")
+    found = sparsity(tmp_path / "metrics.csv")
     assert {step for step, _ in found} == {5, 10}
     for window in (0, 1):
         density = sum(fires.steps[5 * accumulate * window :][: 5 * accumulate]) / (5 * accumulate * 32)
@@ -59,7 +58,7 @@ def test_a_run_shorter_than_a_window_is_one_window(small_run, tmp_path):
     logger = CSV(str(tmp_path / "metrics.csv"))
     small_run([FeatureDensity(1000)], steps=7, loggers=[logger], enable_checkpointing=False)
     logger.save()
-    assert {step for step, _ in curves(tmp_path / "metrics.csv")} == {7}
+    assert {step for step, _ in sparsity(tmp_path / "metrics.csv")} == {7}
 
 
 def test_a_window_goes_on_after_a_resume(small_run, tmp_path):
@@ -69,7 +68,7 @@ def test_a_window_goes_on_after_a_resume(small_run, tmp_path):
             logger = CSV(str(folder / "metrics.csv"))
             small_run([FeatureDensity(10), Last(100)], steps=steps, folder=folder, loggers=[logger], resume=resume)
             resume = folder / "checkpoints" / "last.ckpt"
-    whole, broken = (curves(tmp_path / name / "metrics.csv") for name in ("whole", "broken"))
+    whole, broken = (sparsity(tmp_path / name / "metrics.csv") for name in ("whole", "broken"))
     assert whole == {key: value for key, value in broken.items() if key[0] != 7}
 
 

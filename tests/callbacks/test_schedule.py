@@ -93,7 +93,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("model", NUMBERS)
 def test_a_resumed_run_is_the_uninterrupted_one(model: str, tmp_path: Path) -> None:
-    words = f"model={model} {WITH_CALLBACKS} callbacks=[default,schedule] callbacks.schedule.numbers={NUMBERS[model]} callbacks.progress_bar=null"
+    words = f"model={model} {WITH_CALLBACKS} callbacks=[default,schedule] callbacks.schedule.numbers={NUMBERS[model]}"
     train(words, tmp_path / "whole")
     for cut in (20, 40):  # 40: nothing is left to train, what is exported knows the last value
         killed_and_resumed(words, tmp_path / "run", cut)
@@ -104,9 +104,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(model: str, tmp_path: Path) -> N
 
 
 def test_a_run_that_becomes_longer_moves_as_the_longer_one_does(tmp_path: Path) -> None:
-    words = (
-        f"model=topk {WITH_CALLBACKS} callbacks=[default,schedule] callbacks.schedule.numbers={NUMBERS['topk']} callbacks.progress_bar=null"
-    )
+    words = f"model=topk {WITH_CALLBACKS} callbacks=[default,schedule] callbacks.schedule.numbers={NUMBERS['topk']}"
     train(words, tmp_path / "run")
     train(f"{words} trainer.max_steps=80", tmp_path / "whole")
     train(f"{words} trainer.max_steps=80 resume={tmp_path / 'run'}", tmp_path / "run")

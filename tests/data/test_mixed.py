@@ -17,7 +17,7 @@ from sae_lightning.data.sources import cached
 from sae_lightning.data.writer import ShardBuffer, StoreWriter
 from sae_lightning.errors import InputError
 from tests.run.test_resume_exact import assert_same_runs, killed_and_resumed, train
-from tests.runs import SMALL
+from tests.runs import QUIET, SMALL
 
 CONTEXT = 16
 
@@ -216,7 +216,7 @@ def test_stores_that_do_not_go_together_are_one_line(folders, tmp_path):
 
 def test_a_training_on_two_stores_goes_on_where_it_was_killed(folders, tmp_path):
     words = f"data=cached data.store=[{folders[0]},{folders[1]}] data.weights=[1,3] data.batch_size=64 model=topk model.k=2 "
-    words += f"{SMALL[SMALL.index('dictionary') :]} callbacks.last.every_n_steps=10 paths.stores={tmp_path} callbacks.progress_bar=null"
+    words += f"{SMALL[SMALL.index('dictionary') :]} callbacks.last.every_n_steps=10 paths.stores={tmp_path} {QUIET}"
     whole = train(words, tmp_path / "whole")
     again = killed_and_resumed(words, tmp_path / "again", 23)
     assert again.data.rows_trained == 40 * 64

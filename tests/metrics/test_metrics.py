@@ -64,6 +64,7 @@ GOLDEN = {
     "explained_variance": 1 - 5 / 10,
     "explained_variance_legacy": ((1 - 1 / 5) + (1 - 4 / 5)) / 2,
     "explained_variance_std": 0.6 / math.sqrt(2),  # of 0.8 and 0.2: each 0.3 from 0.5, sqrt((0.09 + 0.09) / 1)
+    "mse_over_norm": (1 + 4) / math.sqrt(5) / 2 / 2,  # two rows, d 2
     "cosine": (1 / math.sqrt(2) + 17 / (5 * math.sqrt(13))) / 2,  # (1,0)·(1,1) = 1; (3,4)·(3,2) = 17
     "relative_reconstruction_bias": (2 + 13) / (1 + 17),
     "l0": 3 / 2,

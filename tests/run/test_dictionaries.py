@@ -12,7 +12,7 @@ from sae_lightning.load import load_sae
 from tests.architectures import KNOBS, MODELS, fitting, knob
 from tests.data.tiny import HOOKS, harvest
 from tests.run.test_resume_exact import WORDS, assert_same_runs, killed_and_resumed, train
-from tests.runs import SMALL, WITH_CALLBACKS, compose
+from tests.runs import QUIET, SMALL, WITH_CALLBACKS, compose
 
 KINDS = {
     "transcoder": "dictionary=transcoder data.d_out=12",
@@ -36,7 +36,7 @@ def scored(words: str, folder: Path) -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_ends_in_scores_and_an_sae_that_loads(kind: str, tmp_path: Path) -> None:
-    words = f"model=topk model.k=4 {SMALL} {KINDS[kind]} callbacks=[default,resample] callbacks.progress_bar=null callbacks.last.every_n_steps=20"
+    words = f"model=topk model.k=4 {SMALL} {KINDS[kind]} callbacks=[default,resample] {QUIET} callbacks.last.every_n_steps=20"
     scores = scored(f"{words} trainer.max_steps=200 dictionary.dead_after=640 optimizer.lr=3e-3", tmp_path)
     assert scores.keys() == {"sae"}  # null models are autoencoders
     own, sae = scores["sae"], load_sae(tmp_path)
@@ -159,7 +159,7 @@ def test_on_a_real_transformer_as_typed(kind: str, tmp_path: Path) -> None:
     words = (
         f"model=topk dictionary={kind} data=sampled_text data.max_tokens=65536 paths.stores={tmp_path / 'stores'} "
         f"paths.transformers={os.environ['SAE_LIGHTNING_TEST_CACHE']} data.batch_size=512 trainer.max_steps=100 trainer.val_check_interval=100 "
-        "dictionary.expansion_factor=4 optimizer.lr=3e-3 callbacks.progress_bar=null evaluate.downstream.max_tokens=2048"
+        f"dictionary.expansion_factor=4 optimizer.lr=3e-3 {QUIET} evaluate.downstream.max_tokens=2048"
     )
     own = scored(words, tmp_path / "run")["sae"]
     about = load_sae(tmp_path / "run").about

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from sae_lightning.data.live import LiveDataModule
 from tests.run.test_resume_exact import assert_same_runs, killed_and_resumed, train
-from tests.runs import compose
+from tests.runs import QUIET, compose
 from tests.transformers.tiny_gpt2 import save_tiny_gpt2
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -24,7 +24,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
         f"data=sampled_text data.mode=live data/transformer=hf data.transformer.name={folder}/gpt2 data.text.batch_size=32 data.stores=nowhere "
         "data.context_length=16 data.max_tokens=512 data.batch_size=32 data.pool_rows=192 data.forward_batch_size=4 data.validation_rows=64 "
         "dictionary.expansion_factor=4 dictionary.dead_after=32 trainer.max_steps=20 trainer.val_check_interval=10 trainer.log_every_n_steps=1 "
-        "trainer.accelerator=cpu callbacks.progress_bar=null callbacks.last.every_n_steps=1 model=topk model.k=4"
+        f"trainer.accelerator=cpu {QUIET} callbacks.last.every_n_steps=1 model=topk model.k=4"
     )
 
 

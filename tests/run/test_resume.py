@@ -17,10 +17,10 @@ from sae_lightning.run.checkpoints import newest
 from sae_lightning.run.command import read as parse
 from sae_lightning.run.composer import Composer
 from sae_lightning.run.resume import REPLAYED, newest_unfinished, replay
-from tests.runs import ROOT, SMALL
+from tests.runs import QUIET, ROOT, SMALL
 from tests.test_commands import files, run, trained
 
-WORDS = f"{SMALL} callbacks.last.every_n_steps=20 callbacks.progress_bar=null evaluate=reconstruction nulls=false"
+WORDS = f"{SMALL} callbacks.last.every_n_steps=20 {QUIET} evaluate=reconstruction nulls=false"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sae_lightning.callbacks.last import _validation_follows
 from tests.architectures import MODELS, fitting, knob
 from tests.data.tiny import harvest
-from tests.runs import compose
+from tests.runs import QUIET, compose
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 STEPS, WINDOW, VALIDATED, RESAMPLED = 24, 4, 6, 8
@@ -24,7 +24,7 @@ WORDS = (
     f"data=cached data.batch_size=32 data.pool_rows={32 * WINDOW} dictionary.expansion_factor=4 dictionary.dead_after=32 "
     f"trainer.max_steps={STEPS} trainer.val_check_interval={VALIDATED} trainer.log_every_n_steps=2 trainer.accelerator=cpu "
     f"callbacks=[default,resample] callbacks.resample.every_n_rows={32 * RESAMPLED} callbacks.resample.times=null "
-    "callbacks.resample.rows=128 callbacks.progress_bar=null "
+    f"callbacks.resample.rows=128 {QUIET} "
     "callbacks.feature_density.feature_sampling_window=5 optimizer.lr=3e-3"
 )
 

@@ -14,7 +14,7 @@ from sae_lightning.data.store import ExistingStore
 from sae_lightning.errors import InputError
 from tests.data.foreign.folders import CONTEXT, HOOK, WRITERS, rows_of, token_ids_of, write_npy, write_safetensors
 from tests.data.tiny import HOOKS, TinyLlama, harvest
-from tests.runs import fit
+from tests.runs import QUIET, fit
 
 
 def test_our_own_store_is_recognised(tmp_path):
@@ -41,7 +41,7 @@ def test_a_dataset_of_splits(tmp_path):
 
 WORDS = (
     "data=cached data.batch_size=32 data.pool_rows=128 data.validation_rows=40 dictionary.expansion_factor=2 trainer.max_steps=12 "
-    "trainer.val_check_interval=6 trainer.log_every_n_steps=3 trainer.accelerator=cpu callbacks.last.every_n_steps=6 callbacks.progress_bar=null"
+    f"trainer.val_check_interval=6 trainer.log_every_n_steps=3 trainer.accelerator=cpu callbacks.last.every_n_steps=6 {QUIET}"
 )
 
 
