@@ -13,11 +13,16 @@ from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 
 
+BELOW, ROWS = 2.0, 1024
+"""Standard deviations; rows that calibration looks at."""
+
+
 class ReLU(SAE):
     """f = relu(h);   L = mean ‖y − ŷ‖² + λ mean Σ_j f_j ‖W_dec,j‖ + revival.
 
     λ rises linearly to `sparsity` over the first `warmup` (a share) of the run. `unit_norm`: decoder rows of norm 1 and the plain
-    penalty λ Σ f. Errors: InputError for a negative λ or a share outside [0, 1].
+    penalty λ Σ f. Latents start sparse (`calibrate_`): at the same λ it ends as sparse a code or a sparser one, of the same error.
+    Errors: InputError for a negative λ or a share outside [0, 1].
     """
 
     penalty_weight: Float[Tensor, ""]
@@ -40,6 +45,11 @@ class ReLU(SAE):
     def begin_(self, steps: int) -> None:
         self.warmup_steps.fill_(round(self.warmup * steps))
         self._set_weight_()
+
+    @torch.no_grad()
+    def calibrate_(self, x: Tensor) -> None:
+        """b_enc starts `BELOW` standard deviations of h below 0, so that one latent in forty fires, and not every second one."""
+        self.dictionary.b_enc -= BELOW * self.dictionary.encode(x[:ROWS]).h.std(0)
 
     def step(self, x: Tensor, y: Tensor) -> Step:
         h = self.dictionary.encode(x)
