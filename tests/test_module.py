@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from torch.testing import assert_close
 
 from sae_lightning.errors import InputError
+from sae_lightning.module import SAEModule
 from tests.runs import SMALL, WITH_CALLBACKS, compose, fit
 
 
@@ -29,6 +31,26 @@ def test_terms_are_logged_weighted_and_plain_and_sum_to_the_loss(tmp_path: Path)
     assert set(logged["val/loss"]) == {20, 40}
     assert set(logged["train/loss"]) == {10, 20, 30, 40}
     assert logged["details/rows"] == {10: 640, 20: 1280, 30: 1920, 40: 2560}
+
+
+def test_a_number_of_ones_own_is_the_mean_since_the_last_logged_step(tmp_path: Path) -> None:
+    """At micro-batch n (from 1) n is given, at every third one its square too, as a tensor with a gradient."""
+    from sae_lightning.run.build import build
+
+    class Own(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: SAEModule, batch: object, batch_idx: int) -> None:
+            n = batch_idx + 1
+            pl_module.log_custom("mine/n", n)
+            if n % 3 == 0:
+                pl_module.log_custom("mine/square", torch.tensor(float(n), requires_grad=True).square())
+
+    run = build(compose(f"model=topk model.k=4 {WITH_CALLBACKS} trainer.max_steps=20 optimized_metric=mine/n", tmp_path))
+    run.trainer.callbacks.append(Own())  # type: ignore[attr-defined]
+    run.fit()
+    logged = curves(tmp_path)
+    assert logged["mine/n"] == {10: 5.5, 20: 15.5}
+    assert logged["mine/square"] == {10: (9 + 36 + 81) / 3, 20: (144 + 225 + 324) / 3}
+    assert run.objective("mine/n") == 15.5
 
 
 def test_validation_is_over_all_rows_in_raw_space(tmp_path: Path) -> None:

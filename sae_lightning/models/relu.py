@@ -12,7 +12,6 @@ from sae_lightning.kernels.squares import squared_error
 from sae_lightning.models.auxk import no_revival
 from sae_lightning.models.base import SAE, MakeDictionary, Revival, Step, Term
 
-
 BELOW, ROWS = 2.0, 1024
 """Standard deviations; rows that calibration looks at."""
 
