@@ -1,13 +1,14 @@
 """From a configuration to the parts of a run: the one place that calls `instantiate`."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,7 +19,7 @@ from sae_lightning.callbacks.schedule import Schedule
 from sae_lightning.callbacks.trial import ReportToTrial
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
-from sae_lightning.errors import GivenUp, InputError
+from sae_lightning.errors import GivenUp, InputError, in_a_line
 from sae_lightning.evaluation.run import Evaluation, Scores
 from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
@@ -163,7 +164,7 @@ def build_evaluations(cfg: DictConfig) -> dict[str, Evaluation]:
     return build_all(cfg.get("evaluate"))
 
 
-def build_all(group: Mapping[Any, Any] | None) -> dict[str, Any]:
+def build_all(group: DictConfig | None) -> dict[str, Any]:
     """Every entry of a group of several options, by name; an entry that was set to null is left out."""
     return {str(name): instantiate(node) for name, node in (group or {}).items() if node is not None}
 
@@ -192,11 +193,19 @@ def _trainer(cfg: DictConfig, is_trained: bool) -> L.Trainer:
 
 
 def _loggers(cfg: DictConfig) -> list[Logger]:
-    """Errors: InputError for names that no guide has."""
+    """Errors: InputError for names that no guide has, and for what a logger does not find on this machine."""
     check_names(cfg.logger.names)
-    loggers = list(build_all({name: node for name, node in cfg.logger.items() if name != "names"}).values())
-    for logger in loggers:
-        add_names_(logger, cfg.logger.names)
+    loggers = []
+    for name, node in cfg.logger.items():
+        if name == "names" or node is None:
+            continue
+        try:
+            loggers.append(instantiate(node))
+        except InstantiationException as error:
+            if isinstance(error.__cause__, InputError):
+                raise
+            raise InputError(f"logger={name}: {in_a_line(error.__cause__ or error)}") from error
+        add_names_(loggers[-1], cfg.logger.names)
     return loggers
 
 
