@@ -96,6 +96,7 @@ def build(cfg: DictConfig) -> Run:
     if cfg.resume is not None:
         warn_of_versions(folder)
         point = newest(folder)
+    build_evaluations(cfg)  # what they cannot do is said now, and not after the training
     L.seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
     sae = build_sae(cfg, data)

@@ -3,7 +3,10 @@ import math
 import struct
 from pathlib import Path
 
+import pytest
 import torch
+
+from tests.runs import compose
 
 NULLS = {"sae", "pca", "random_dictionary", "identity"}
 
@@ -75,3 +78,12 @@ def test_a_trained_sae_on_known_directions(tmp_path: Path):
     assert scores["sae"]["rows"] == 2048
     assert scores["sae"]["explained_variance"] > scores["pca"]["explained_variance"]
     assert "ce_sae" not in scores["sae"]
+
+
+def test_what_an_evaluation_refuses_is_refused_before_the_training(tmp_path: Path):
+    from hydra.errors import InstantiationException
+
+    from sae_lightning.run.build import build
+
+    with pytest.raises(InstantiationException, match=r"evaluate.probing.paths: cannot read nowhere.csv"):
+        build(compose("evaluate=[default,probing] evaluate.probing.paths=[nowhere.csv]", tmp_path))
