@@ -58,8 +58,7 @@ class Probing:
     def __init__(self, paths: list[str] | None = None, batch_tokens: int = 2048):
         if batch_tokens < 1:
             raise InputError(f"evaluate.probing.batch_tokens is {batch_tokens}: give a positive number of tokens")
-        if importlib.util.find_spec("sklearn") is None:
-            raise InputError("evaluate=probing needs scikit-learn: pip install 'sae_lightning[probing]'")
+        check_scikit_learn("probing")
         files = sorted(OWN_TEXTS.glob("*.csv")) if paths is None else [Path(path).expanduser() for path in paths]
         if not files:
             raise InputError("evaluate.probing.paths is empty: name csv files with columns text and label, or set it to null")
@@ -97,6 +96,12 @@ class Probing:
                 latents.append(csr_array((sae.encode(rows).sum_per_latent() / len(rows)).cpu().numpy()[None]))
             activations.append(rows.mean(0).cpu().numpy())
         return csr_array(vstack(latents)), np.stack(activations)
+
+
+def check_scikit_learn(evaluation: str) -> None:
+    """Errors: InputError where it is not installed."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError(f"evaluate={evaluation} needs scikit-learn: pip install 'sae_lightning[probing]'")
 
 
 def _accuracies(
