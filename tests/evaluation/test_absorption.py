@@ -145,7 +145,7 @@ class Spelling(Words):
             own = embeddings[4 + OF_EACH * letter :][:OF_EACH]
             own[:, letter] += 4 - 2 * is_odd
             own[:, 15] += 5 * is_odd
-        model.get_input_embeddings().weight.data.copy_(embeddings)
+        model.get_parameter("model.embed_tokens.weight").data.copy_(embeddings)
         return model
 
 
