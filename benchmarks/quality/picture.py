@@ -57,9 +57,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _line(axes: Axes, rows: Sequence[Row], score: str, i: int) -> None:
-    """Ours as a line, others as points."""
+    """Ours as a line, others as points; without those that have less than half of the wanted L0, or more than twice as much."""
+    rows = [row for row in rows if row["l0_wanted"] / 2 < row["l0"] < 2 * row["l0_wanted"]]
     for library in (OURS, *OTHERS):
-        points = sorted((row["l0"], _value(row, score)) for row in rows if row["library"] == library and row["l0"] > 0)
+        points = sorted((row["l0"], _value(row, score)) for row in rows if row["library"] == library)
         points = [(x, y) for x, y in points if not math.isnan(y)]
         style = _style(i, rows[0]["model"]) if rows else {}
         if library != OURS:
