@@ -18,7 +18,7 @@ from sae_lightning.models.dictionary import Dictionary
 from sae_lightning.models.topk import TopK
 from tests.architectures import MODELS, fitting
 from tests.run.test_resume_exact import Killed, assert_same_runs, train
-from tests.runs import SMALL, compose
+from tests.runs import QUIET, SMALL, compose
 from tests.transformers.tiny_gpt2 import save_tiny_gpt2
 
 HOOK = "transformer.h.0"
@@ -207,7 +207,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (
         f"data=sampled_text data/transformer=hf data.transformer.name={folder}/gpt2 data.stores={folder}/stores data.context_length=16 "
         "data.max_tokens=2048 data.batch_size=64 dictionary.expansion_factor=4 trainer.max_steps=12 trainer.val_check_interval=6 "
-        "trainer.log_every_n_steps=1 trainer.accelerator=cpu callbacks.progress_bar=null model.loss=kl finetune.batch_tokens=128"
+        f"trainer.log_every_n_steps=1 trainer.accelerator=cpu {QUIET} model.loss=kl finetune.batch_tokens=128"
     )
 
 

@@ -52,9 +52,9 @@ class WandB(WandbLogger):
 
     `project`, `entity`, `group`, `tags`, `notes`, `mode` (online, offline, disabled): None is what the environment says (WANDB_PROJECT,
     WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_NOTES, WANDB_MODE, WANDB_DISABLED). `log_code`: the Python files of this package and
-    the yaml files of conf as an artifact. `watch`: histograms of gradients, parameters or all, every `watch_every_n_steps` batches.
-    `artifacts`: `exports` (the SAE at the end, and the best so far), `all` (checkpoints too), `none`; each a version with the aliases latest
-    and best.
+    the yaml files of conf as an artifact, unless WANDB_DISABLE_CODE is true. `watch`: histograms of gradients, parameters or all, every
+    `watch_every_n_steps` batches. `artifacts`: `exports` (the SAE at the end, and the best so far), `all` (checkpoints too), `none`; each a
+    version with the aliases latest and best.
 
     Without a key or a network a warning is given after `init_timeout` seconds and files are written below <save_dir>/wandb, for
     `wandb sync`. What W&B raises later is said once, and the run goes on without it; at its end at most `finish_timeout` seconds are
@@ -81,7 +81,7 @@ class WandB(WandbLogger):
             group=group or os.environ.get("WANDB_RUN_GROUP") or _sweep(Path(save_dir).absolute()),
             tags=tags,
             notes=notes,
-            mode=mode,
+            mode=mode or ("disabled" if _is_set("WANDB_DISABLED") else None),
             settings=wandb.Settings(init_timeout=init_timeout, login_timeout=init_timeout, finish_timeout=finish_timeout),
         )
         self.code, self.watched, self.watch_period, self.artifacts = log_code, watch, watch_every_n_steps, artifacts
@@ -112,7 +112,7 @@ class WandB(WandbLogger):
         """Once the run is about to train: its configuration and run.json, code, and what is watched."""
         self.experiment.config.update(config, allow_val_change=True)
         self._know_record()
-        if self.code:
+        if self.code and not _is_set("WANDB_DISABLE_CODE"):
             package = Path(sae_lightning.__file__).parent
             self.experiment.log_code(str(package.parent), include_fn=functools.partial(_is_code, package))
         if self.watched in ("gradients", "all"):
@@ -190,6 +190,11 @@ class WandB(WandbLogger):
         record = Path(str(self.save_dir)) / "run.json"
         if record.is_file():
             self.experiment.config.update({"run": json.loads(record.read_text(encoding="utf-8"))}, allow_val_change=True)
+
+
+def _is_set(variable: str) -> bool:
+    """Whether the environment says so."""
+    return os.environ.get(variable, "").lower() in ("true", "1", "yes", "on")
 
 
 def _is_code(package: Path, path: str) -> bool:

@@ -52,11 +52,13 @@ def start_from_(sae: SAE, start: InferenceSAE, x: Float[Tensor, "sample d_in"]) 
     shift = change * (start.W_enc @ start.b_dec) if change else 0
     d.W_enc.copy_(start.W_enc * length[:, None])
     d.W_dec.copy_(start.W_dec / length[:, None])
-    d.b_enc.copy_((start.b_enc + shift) * length)
+    b_enc = (start.b_enc + shift) * length
+    d.b_enc.copy_(b_enc)
     d.b_dec.copy_(start.b_dec)
     if d.W_skip is not None and start.W_skip is not None:
         d.W_skip.copy_(start.W_skip)
     sae.calibrate_(x)
+    d.b_enc.copy_(b_enc)  # which some architectures begin with below 0
     sae.after_start_(None if start.threshold is None else start.threshold * length)
     own = getattr(sae, "threshold", None)
     if isinstance(own, Tensor) and start.threshold is not None and start.threshold.any():

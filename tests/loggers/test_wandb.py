@@ -1,6 +1,5 @@
 """Real runs of W&B, offline, read back; and what happens where it cannot be reached, or dies."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ import wandb
 
 from sae_lightning.loggers.wandb import WandB
 from tests.callbacks.curves import curves
+from tests.forks import forks, start
 from tests.loggers.offline import Offline, read
 from tests.runs import QUIET, SMALL, compose
 
@@ -28,14 +28,9 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    _forget()
+    wandb.teardown()
     yield
-    _forget()
-
-
-def _forget() -> None:
-    with contextlib.suppress(ConnectionError):  # of a service that a test has killed
-        wandb.teardown()
+    wandb.teardown()
 
 
 def train(words: str, folder: Path) -> None:
@@ -110,12 +105,13 @@ def test_without_a_network_too(tmp_path: Path, caplog: pytest.LogCaptureFixture,
     assert len(runs(tmp_path)) == 1
 
 
-def test_a_service_that_dies_in_the_middle_stops_no_training(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def train_and_kill(folder: Path) -> None:
+    """In a child: after step 15 W&B's service is gone. What is said of it: <folder>/said."""
     import lightning as L
 
-    def kill_wandb(self, trainer: L.Trainer, *_) -> None:
+    from sae_lightning.callbacks.learning_rate import LearningRate
+
+    def kill_wandb(self: LearningRate, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == 15:
             mine = [child for child in psutil.Process().children(recursive=True) if "wandb" in child.name() or "gpu_stats" in child.name()]
             assert mine
@@ -123,14 +119,21 @@ def test_a_service_that_dies_in_the_middle_stops_no_training(
                 child.send_signal(signal.SIGKILL)
             time.sleep(0.5)
 
-    from sae_lightning.callbacks.learning_rate import LearningRate
+    os.environ["WANDB_MODE"] = "offline"
+    LearningRate.on_train_batch_end = kill_wandb  # type: ignore[method-assign]
+    logging.getLogger("sae_lightning").addHandler(logging.FileHandler(folder / "said"))
+    train(WORDS, folder)
+    os._exit(0)  # W&B's own last words are a traceback
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(LearningRate, "on_train_batch_end", kill_wandb, raising=False)
-    with caplog.at_level(logging.WARNING):
-        train(WORDS, tmp_path)
-    said = [record.getMessage() for record in caplog.records if "W&B failed" in record.getMessage()]
+
+@forks
+def test_a_service_that_dies_in_the_middle_stops_no_training(tmp_path: Path) -> None:
+    child = start(train_and_kill, tmp_path)
+    child.join(120)
+    assert child.exitcode == 0
+    said = (tmp_path / "said").read_text().splitlines()
     assert len(said) == 1
+    assert "W&B failed" in said[0]
     assert "this run goes on without it" in said[0]
     assert (40, "val/loss") in curves(tmp_path / "metrics.csv")
     assert (tmp_path / "sae/sae.json").exists()

@@ -32,7 +32,17 @@ def test_two_agents_share_a_sweep_of_which_one_run_is_stopped_and_one_fails(tmp_
     places = {name: str(tmp_path / name.lower()) for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME")}
     for place in places.values():
         Path(place).mkdir()
-    env = os.environ | places | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online", "OMP_NUM_THREADS": "1"}
+    env = (
+        os.environ
+        | places
+        | {
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_MODE": "online",
+            "WANDB_DISABLE_CODE": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+    )
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     wandb = [sys.executable, "-m", "wandb"]
     try:
