@@ -48,7 +48,7 @@ class ReLU(SAE):
     @torch.no_grad()
     def calibrate_(self, x: Tensor) -> None:
         """b_enc starts `BELOW` standard deviations of h below 0, so that one latent in forty fires, and not every second one."""
-        self.dictionary.b_enc -= BELOW * self.dictionary.encode(x[:ROWS]).h.std(0)
+        self.dictionary.b_enc.sub_(BELOW * self.dictionary.encode(x[:ROWS]).h.std(0))
 
     def step(self, x: Tensor, y: Tensor) -> Step:
         h = self.dictionary.encode(x)
