@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -37,6 +38,8 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
     hook: str = ""
     """Of x, or its first one; empty where rows come from no transformer."""
     views: Views = "one"
+    kept_in: Path | None = None
+    """A folder of this machine for what is computed from the rows and of use to others, where there is one."""
     repeat_batches: int | None = None
     """Train on so many batches over and over: a step that learns can overfit."""
 

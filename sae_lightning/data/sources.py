@@ -83,8 +83,10 @@ def harvested(
             raise InputError(
                 "data.last_batch and data.shards_at_once are of a store, and data.mode=live has none: set them to fill and null"
             )
-        return LiveDataModule(harvest, trained[0], batch_size, validation_rows, pool_rows, scale, seed, others=trained[1:], views=views)
-    return ActivationDataModule(
+        live = LiveDataModule(harvest, trained[0], batch_size, validation_rows, pool_rows, scale, seed, others=trained[1:], views=views)
+        live.kept_in = Path(stores) / KEPT
+        return live
+    made = ActivationDataModule(
         harvest,
         trained[0],
         batch_size,
@@ -98,6 +100,8 @@ def harvested(
         last_batch,
         shards_at_once,
     )
+    made.kept_in = Path(stores) / KEPT
+    return made
 
 
 def cached(
@@ -159,9 +163,13 @@ def cached(
                 at_once,
             )
         )
-    return made[0] if len(made) == 1 else MixedDataModule(made, weights)
+    source = made[0] if len(made) == 1 else MixedDataModule(made, weights)
+    source.kept_in = Path(stores) / KEPT
+    return source
 
 
+KEPT = "evaluations"
+"""Below `stores`: what evaluations of several SAEs share."""
 APART = 1_000_003
 """Between the seeds of stores that are mixed: two of one shape are not shuffled alike."""
 

@@ -1,41 +1,25 @@
 """What a transformer loses when it has to go on with reconstructions."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
 
-from sae_lightning.data.batch import Hooks
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
+from sae_lightning.evaluation.clean import CleanPass, Text
+from sae_lightning.evaluation.positions import position_bins
 from sae_lightning.evaluation.steps import check_widths
 from sae_lightning.inference import InferenceSAE
-from sae_lightning.transformers.hooks import read
-from sae_lightning.transformers.predictions import counted, predictions, with_reconstructions
+from sae_lightning.transformers.predictions import counted, with_reconstructions
 
 UNIGRAM_SEQUENCES = 4096
 CHUNK = 512
 """Positions whose log-probabilities over the vocabulary are held at once."""
-
-
-class Text(NamedTuple):
-    """Held-out sequences, the transformer that reads them, and where."""
-
-    model: nn.Module
-    hooks: Hooks
-    widths: tuple[int, ...]
-    """Of the hook points of y."""
-    input_ids: Int[Tensor, "n context"]
-    special: Bool[Tensor, "n context"]
-    batch_tokens: int
-
-    def batches(self) -> Iterator[tuple[Int[Tensor, "batch context"], Bool[Tensor, "batch context"]]]:
-        at_once = max(1, self.batch_tokens // self.input_ids.shape[1])
-        return zip(self.input_ids.split(at_once), self.special.split(at_once), strict=True)
 
 
 class Comparison(NamedTuple):
@@ -56,10 +40,8 @@ class _Reference(NamedTuple):
     """What does not depend on the SAE."""
 
     data: RowsDataModule
-    text: Text
+    clean: CleanPass
     ce_unigram: float
-    ce_zero: float
-    ce_mean: float
 
 
 class Downstream:
@@ -74,9 +56,13 @@ class Downstream:
         kl = mean KL(clean ‖ spliced);   top1_agreement = share of positions where both find the same token likeliest
         ce_unigram = of the token frequencies of the held-out text: a clean CE near it means a text that the transformer does not know
         tokens (predicted ones), context_length
+        delta_ce_at_position_00004, kl_at_position_00004: predicted from positions 4 to 7 of a sequence; so for 0, 1, 2 and all powers of 2
+        delta_ce_at_<hook point>, kl_at_<hook point>: of a crosscoder, spliced in at this one alone
 
     Special positions are neither spliced nor counted, nor is a token that is predicted from one. At most `max_tokens` of held-out
     sequences (but one sequence at least), `batch_tokens` in a forward pass. Data without a transformer gives {}.
+    What the transformer makes of the text without an SAE, and with zeros or the mean, is kept where the data keeps what belongs to it
+    (`data.kept_in`): from the second SAE on, there is one forward pass for each.
     """
 
     def __init__(self, max_tokens: int = 8192, batch_tokens: int = 2048):
@@ -90,15 +76,26 @@ class Downstream:
             return {}
         check_widths(sae, data)
         if self._reference is None or self._reference.data is not data:
-            text, ce_unigram = self._read(data, sae.b_enc.device)
-            mean = mean_activation(text)
-            own, zero, average = compare(text, [sae, lambda x: mean.new_zeros(len(x), len(mean)), lambda x: mean.expand(len(x), -1)])
-            self._reference = _Reference(data, text, ce_unigram, zero.ce, average.ce)
+            self._reference = self._read(data, sae.b_enc.device)
+        clean = self._reference.clean
+        if "ce_ablated" not in clean.numbers:
+            own, zero, mean = compare(
+                clean, [sae, lambda x: torch.zeros_like(clean.mean).expand(len(x), -1), lambda x: clean.mean.expand(len(x), -1)]
+            )
+            clean.keep(ce_ablated=zero.whole.ce, ce_ablated_mean=mean.whole.ce)
         else:
-            (own,) = compare(self._reference.text, [sae])
-        return _scores(own, self._reference)
+            (own,) = compare(clean, [sae])
+        return _scores(own, self._reference) | self._by_hook(sae, clean)
 
-    def _read(self, data: RowsDataModule, device: torch.device) -> tuple[Text, float]:
+    def _by_hook(self, sae: InferenceSAE, clean: CleanPass) -> dict[str, float]:
+        hooks = clean.text.hooks.y
+        if len(hooks) == 1:
+            return {}
+        found = [compare(clean, [sae], at=[hook])[0].whole for hook in hooks]
+        values = {f"delta_ce_at_{hook}": one.ce - one.ce_clean for hook, one in zip(hooks, found, strict=True)}
+        return values | {f"kl_at_{hook}": one.kl for hook, one in zip(hooks, found, strict=True)}
+
+    def _read(self, data: RowsDataModule, device: torch.device) -> _Reference:
         every_id, every_special = data.tokens_held_out(UNIGRAM_SEQUENCES)
         sequences = max(1, self.max_tokens // every_id.shape[1])
         ids, special = every_id[:sequences].to(device), every_special[:sequences].to(device)
@@ -106,11 +103,14 @@ class Downstream:
         if not len(targets):
             raise InputError("the held-out sequences have no token to predict: give the data a longer text or a longer context")
         ce_unigram = unigram_ce(every_id[~every_special], targets.cpu())
-        return Text(data.transformer.load(device), data.hooks, data.shape.y, ids, special, self.batch_tokens), ce_unigram
+        model, identity = data.transformer.load(device), data.transformer.identity()
+        text = Text(model, identity, data.hooks, data.shape.y, ids, special, self.batch_tokens)
+        return _Reference(data, CleanPass(text, data.kept_in), ce_unigram)
 
 
-def _scores(own: Comparison, reference: _Reference) -> dict[str, float]:
-    zero, mean = reference.ce_zero, reference.ce_mean
+def _scores(comparison: "Compared", reference: _Reference) -> dict[str, float]:
+    own, numbers = comparison.whole, reference.clean.numbers
+    zero, mean = numbers["ce_ablated"], numbers["ce_ablated_mean"]
     return {
         "ce_clean": own.ce_clean,
         "ce_sae": own.ce,
@@ -129,27 +129,52 @@ def _scores(own: Comparison, reference: _Reference) -> dict[str, float]:
         "entropy_clean": own.entropy_clean,
         "ce_unigram": reference.ce_unigram,
         "tokens": own.tokens,
-        "context_length": float(reference.text.input_ids.shape[1]),
+        "context_length": float(reference.clean.text.input_ids.shape[1]),
+        **{f"delta_ce_{place}": one.ce - one.ce_clean for place, one in comparison.by_position.items()},
+        **{f"kl_{place}": one.kl for place, one in comparison.by_position.items()},
     }
 
 
+class Compared(NamedTuple):
+    """Over all predicted tokens, and by the position that they are predicted from (bins without one are left out)."""
+
+    whole: Comparison
+    by_position: dict[str, Comparison]
+
+
 @torch.no_grad()
-def compare(text: Text, functions: Sequence[Callable[[Tensor], Tensor]]) -> list[Comparison]:
-    """The transformer as it is against the transformer with function(x) in place of y, for each function; x, y: rows at the hook points."""
-    sums = torch.zeros(len(functions), 9, dtype=torch.float64)
-    for ids, special in text.batches():
-        targets = ids.flatten()[counted(special) + 1]
-        clean = predictions(text.model, ids, special)
-        x = rows_at(text, text.hooks.x, ids, special)
+def compare(clean: CleanPass, functions: Sequence[Callable[[Tensor], Tensor]], at: Sequence[str] | None = None) -> list[Compared]:
+    """The transformer as it is against the transformer with function(x) in place of y, for each function; x, y: rows at the hook points.
+
+    `at`: those of y's hook points that are replaced; None: all.
+    """
+    text = clean.text
+    names, of_position = position_bins(text.input_ids.shape[1])
+    sums = torch.zeros(len(functions), len(names), 9, dtype=torch.float64, device=text.input_ids.device)
+    places = [(i, hook) for i, hook in enumerate(text.hooks.y) if at is None or hook in at]
+    for batch in clean.batches():
+        bins = of_position.to(sums.device)[counted(batch.special) % len(of_position)]
         for function, own in zip(functions, sums, strict=True):
-            y_hat = function(x).split(text.widths, dim=1)
-            spliced = with_reconstructions(text.model, ids, special, text.hooks.y, y_hat)
-            for part in zip(clean.split(CHUNK), spliced.split(CHUNK), targets.split(CHUNK), strict=True):
-                own += _sums(*part).cpu()
-    return [Comparison(float(own[0]), *(own[1:] / own[0]).tolist()) for own in sums]
+            y_hat = function(batch.x).split(text.widths, dim=1)
+            hooks, rows = [hook for _, hook in places], [y_hat[i] for i, _ in places]
+            spliced = with_reconstructions(text.model, batch.input_ids, batch.special, hooks, rows)
+            parts = (batch.logits.split(CHUNK), spliced.split(CHUNK), batch.targets.split(CHUNK))
+            for some, *part in zip(bins.split(CHUNK), *parts, strict=True):
+                own.index_add_(0, some, _numbers(*part))
+    return [_compared(names, own) for own in sums.cpu()]
 
 
-def _sums(clean: Float[Tensor, "n vocabulary"], spliced: Float[Tensor, "n vocabulary"], targets: Int[Tensor, " n"]) -> Float[Tensor, " 9"]:
+def _compared(names: Sequence[str], sums: Float64[Tensor, "bins 9"]) -> Compared:
+    def means(own: Float64[Tensor, " 9"]) -> Comparison:
+        return Comparison(float(own[0]), *(own[1:] / own[0]).tolist())
+
+    return Compared(means(sums.sum(0)), {name: means(own) for name, own in zip(names, sums, strict=True) if own[0] > 0})
+
+
+def _numbers(
+    clean: Float[Tensor, "n vocabulary"], spliced: Float[Tensor, "n vocabulary"], targets: Int[Tensor, " n"]
+) -> Float64[Tensor, "n 9"]:
+    """Of each token, in the order of `Comparison`."""
     p, q = clean.float().log_softmax(1), spliced.float().log_softmax(1)
     values = [
         torch.ones(len(targets), device=targets.device),
@@ -162,24 +187,7 @@ def _sums(clean: Float[Tensor, "n vocabulary"], spliced: Float[Tensor, "n vocabu
         (p.exp() * (p - q)).sum(1),
         p.argmax(1) == q.argmax(1),
     ]
-    return torch.stack([value.sum(dtype=torch.float64) for value in values])
-
-
-def rows_at(
-    text: Text, hooks: Sequence[str], ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"]
-) -> Float[Tensor, "n d"]:
-    """What stands at the hook points, side by side, special positions left out."""
-    activations = read(text.model, hooks, ids)
-    return torch.cat([activations[hook][~special].float() for hook in hooks], dim=1)
-
-
-def mean_activation(text: Text) -> Float[Tensor, " d_out"]:
-    """The mean row of y, special positions left out."""
-    total, rows = torch.zeros((), dtype=torch.float64, device=text.input_ids.device), 0
-    for ids, special in text.batches():
-        activations = rows_at(text, text.hooks.y, ids, special)
-        total, rows = total + activations.sum(0, dtype=torch.float64), rows + len(activations)
-    return (total / max(rows, 1)).float()
+    return torch.stack([value.double() for value in values], dim=1)
 
 
 def unigram_ce(text: Int[Tensor, " n"], targets: Int[Tensor, " m"]) -> float:

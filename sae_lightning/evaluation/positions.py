@@ -54,11 +54,16 @@ class Positions:
 
 def _bins(ids: Int64[Tensor, "n context"], has_row: Bool[Tensor, "n context"]) -> tuple[list[str], Int64[Tensor, "2 rows"]]:
     """Names of all bins, and in which two of them each row is; rows in the order of sequences and positions."""
-    position = torch.arange(ids.shape[1]).expand_as(ids)[has_row]
-    edges = [0, *(1 << i for i in range((ids.shape[1] - 1).bit_length()))]
-    names = [f"at_position_{edge:05}" for edge in edges] + [f"of_token_quartile_{i + 1}" for i in range(QUANTILES)]
-    by_position = torch.bucketize(position, torch.tensor(edges), right=True) - 1
-    return names, torch.stack([by_position, len(edges) + frequency_bins(ids[has_row], QUANTILES)])
+    positions, of_position = position_bins(ids.shape[1])
+    names = positions + [f"of_token_quartile_{i + 1}" for i in range(QUANTILES)]
+    by_position = of_position.expand_as(ids)[has_row]
+    return names, torch.stack([by_position, len(positions) + frequency_bins(ids[has_row], QUANTILES)])
+
+
+def position_bins(context: int) -> tuple[list[str], Int64[Tensor, " context"]]:
+    """Names of bins that begin at 0, 1, 2 and all powers of 2, and in which of them each position is."""
+    edges = [0, *(1 << i for i in range((context - 1).bit_length()))]
+    return [f"at_position_{edge:05}" for edge in edges], torch.bucketize(torch.arange(context), torch.tensor(edges), right=True) - 1
 
 
 def frequency_bins(tokens: Int64[Tensor, " rows"], n: int) -> Int64[Tensor, " rows"]:

@@ -105,6 +105,13 @@ def test_every_number_against_a_slow_computation(data, sae, tiny_transformer, to
         "tokens": float(counted.sum()),
         "context_length": 10.0,
     }
+    losses = -(spliced - clean).gather(2, target[..., None])[..., 0]
+    divergences = (clean.exp() * (clean - spliced)).sum(-1)
+    for name, places in {"00001": [1], "00002": [2, 3], "00004": [4, 5, 6, 7], "00008": [8]}.items():  # nothing from BOS, at 0
+        where = torch.zeros_like(counted)
+        where[:, places] = counted[:, places]
+        expected[f"delta_ce_at_position_{name}"] = float(losses[where].mean())
+        expected[f"kl_at_position_{name}"] = float(divergences[where].mean())
     assert values.keys() == expected.keys()
     for name, value in expected.items():
         assert_close(values[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
@@ -172,7 +179,11 @@ def test_a_crosscoder_is_spliced_at_all_its_hook_points_from_a_clean_pass(data, 
     handle.remove()
     counted = ~(special[:, 1:] | special[:, :-1])
     forgotten = float(-logs.gather(2, ids[:, 1:, None])[..., 0][counted].mean())
-    assert_close(Downstream()(sae(encoder, decoder), both)["ce_sae"], forgotten, rtol=1e-4, atol=1e-5)
+    values = Downstream()(sae(encoder, decoder), both)
+    assert_close(values["ce_sae"], forgotten, rtol=1e-4, atol=1e-5)
+    assert_close(values["delta_ce_at_model.layers.1"], forgotten - same["ce_clean"], rtol=1e-3, atol=1e-5)
+    assert abs(values["delta_ce_at_model.layers.0"]) < 1e-5
+    assert values["kl_at_model.layers.1"] > 1e-3 > 1e-6 > values["kl_at_model.layers.0"]
     assert abs(forgotten - same["ce_clean"]) > 1e-3
 
 
