@@ -20,7 +20,7 @@ class SampledText(Text):
 
     Sequence i depends on (seed, i // batch_size), but for the rounding of another device or number of threads. Sampling starts
     from BOS, without one from EOS, without either from a line end; what it starts from is part of a sequence only where
-    `prepend_bos` wants BOS there. The key-value cache of one batch must fit into memory.
+    `prepend_bos` wants BOS there. A transformer of random weights reads what the trained one writes. The key-value cache of one batch must fit into memory.
     """
 
     name = "sampled_text"
@@ -44,7 +44,7 @@ class SampledText(Text):
         check_context(transformer, context_length)
         first = bos(transformer, self.prepend_bos)
         dropped = 0 if first else 1
-        model = transformer.load("cuda" if torch.cuda.is_available() else "cpu")
+        model = transformer.trained().load("cuda" if torch.cuda.is_available() else "cpu")
         for number in itertools.count(start // self.batch_size):
             drawn = sample(model, first or _first(transformer), context_length + dropped, self.batch_size, self.temperature, seed, number)
             yield from drawn[max(0, start - number * self.batch_size) :, dropped:].tolist()

@@ -1,6 +1,7 @@
 """What harvest, sampling and evaluation need of a transformer."""
 
 import abc
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,20 @@ class Transformer(abc.ABC):
     """A causal language model, described: nothing is loaded or fetched before a method asks for it.
 
     `name` is short, for folder names ("glassllm"). `hooks` are its default hook points, None meaning the output of its middle
-    layer. `dtype` is what it computes in: "float32" or "bfloat16".
+    layer. `dtype` is what it computes in: "float32" or "bfloat16". `random_weights`: the same architecture with weights drawn anew
+    with this seed, as its own code starts a training: a null for what SAEs of it are said to find.
     """
 
     name: str
     dtype: str
     trust_remote_code: bool = False
 
-    def __init__(self, hooks: list[str] | None = None, dtype: str = "float32"):
+    def __init__(self, hooks: list[str] | None = None, dtype: str = "float32", random_weights: int | None = None):
         if dtype not in DTYPES:
             raise InputError(f"data.transformer.dtype is '{dtype}': choose one of {', '.join(DTYPES)}")
         self._hooks = None if hooks is None else list(hooks)
         self.dtype = dtype
+        self.random_weights = random_weights
 
     @property
     def hooks(self) -> list[str]:
@@ -62,6 +65,12 @@ class Transformer(abc.ABC):
 
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.config(), dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code).eval()
+
+    def trained(self) -> "Transformer":
+        """It with the weights that it was trained to."""
+        made = copy.copy(self)
+        made.random_weights = None
+        return made
 
     def special_ids(self) -> set[int]:
         """Token ids of BOS, EOS and padding: positions that are neither trained on nor spliced. Unknown tokens are ordinary ones."""

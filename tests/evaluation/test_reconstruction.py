@@ -42,6 +42,23 @@ def test_all_metrics_of_the_yaml_in_one_pass(rows, sae):
     assert evaluation(sae(torch.cat([half, -half])), rows(x)) == values  # nothing is left over from the first call
 
 
+def test_of_a_crosscoder_by_hook_point(rows, sae):
+    """The first two of four coordinates stand at one hook point and pass; of the other two nothing does."""
+    from sae_lightning.data.batch import Hooks, Shape
+    from sae_lightning.evaluation.reconstruction import Reconstruction
+
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    data, half = rows(x), torch.eye(4)[:2]
+    both = ("layers.1", "layers.2")
+    data.views, data.__class__ = "stack", type("Stacked", (type(data),), {"hooks": Hooks(both, both), "shape": Shape((2, 2), (2, 2))})
+    values = Reconstruction({}, rows=15)(sae(torch.cat([half, -half])), data)
+    seen = x[:15, 2:].double()
+    assert values.keys() == {"explained_variance_at_layers.1", "explained_variance_at_layers.2"}
+    assert_close(values["explained_variance_at_layers.1"], 1.0)
+    lost = float(seen.square().sum() / (seen - seen.mean(0)).square().sum())
+    assert_close(values["explained_variance_at_layers.2"], 1 - lost)
+
+
 def test_firing(rows, sae):
     from sae_lightning.evaluation.steps import firing
 

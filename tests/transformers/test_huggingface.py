@@ -49,6 +49,24 @@ def test_a_local_folder(saved: Path):
     assert HuggingFace(str(saved), dtype="bfloat16").load().dtype == torch.bfloat16
 
 
+def test_random_weights_are_drawn_by_their_seed(folder: Path):
+    """GPT-2 starts its matrices at a standard deviation of 0.02, and its layer norms at 1."""
+    trained = HuggingFace(str(folder))
+    drawn = HuggingFace(str(folder), random_weights=3)
+    before = torch.random.get_rng_state()
+    name = "transformer.h.0.mlp.c_fc.weight"
+    weight = drawn.load().get_parameter(name)
+    torch.testing.assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
+    assert 0.018 < float(weight.std()) < 0.022
+    assert bool((drawn.load().get_parameter("transformer.ln_f.weight") == 1).all())
+    assert not bool((weight == HuggingFace(str(folder), random_weights=4).load().get_parameter(name)).any())
+    torch.testing.assert_close(HuggingFace(str(folder), random_weights=3)._load().get_parameter(name), weight, rtol=0, atol=0)
+    assert drawn.identity() == trained.identity() | {"random_weights": 3}
+    model = trained.load()
+    assert drawn.trained().load() is model
+    assert drawn.load() is not model
+
+
 def test_widths_need_no_weights(folder: Path):
     (folder / "model.safetensors").unlink()
     transformer = HuggingFace(str(folder))
