@@ -1,4 +1,4 @@
-"""python evaluate.py run=outputs/…: scores and plots of the SAE that a run exported; study=multirun/…: the report of a sweep."""
+"""python evaluate.py run=outputs/…: scores and plots of SAEs that runs exported; study=multirun/…: the report of a sweep."""
 
 from omegaconf import DictConfig
 
@@ -14,16 +14,9 @@ def main(cfg: DictConfig) -> None:
 
         print(report(Path(cfg.study)))
         return
-    from sae_lightning.run.build import build_data
-    from sae_lightning.run.finish import score
-    from sae_lightning.run.folder import recorded_config
+    from sae_lightning.run.finish import score_all
 
-    folder = Path(cfg.run)
-    recorded = recorded_config(folder)
-    data = build_data(recorded)
-    data.prepare_data()
-    data.setup("validate")
-    score(cfg, data, folder, None if cfg.sae is None else Path(cfg.sae))
+    score_all(cfg)
 
 
 if __name__ == "__main__":

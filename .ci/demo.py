@@ -20,7 +20,7 @@ def main() -> int:
     if len(written) != 1:
         print(f"the run left {len(written)} scores.json under {OUTPUTS}, not one", file=sys.stderr)
         return 1
-    recovery = json.loads(written[0].read_text(encoding="utf-8"))["sae"]["recovery"]
+    recovery = json.loads(written[0].read_text(encoding="utf-8"))["scores"]["sae"]["recovery"]
     print(f"run       {written[0].parent}\nscores    {written[0]}\nseconds   {seconds:.0f}")
     print(f"recovery  {recovery:.3f} of the true directions; wanted: {WANTED}")
     return 0 if recovery >= WANTED else 1

@@ -14,9 +14,15 @@ def load_sae(path: str | Path, device: str | torch.device = "cpu") -> InferenceS
 
     Nothing is unpickled: json and safetensors only. Errors: InputError when there is none, or it is not ours, or it is damaged.
     """
+    return inference.read(exported(path)).to(device)
+
+
+def exported(path: str | Path) -> Path:
+    """The folder of an exported SAE: `path` itself, or the folder `sae` in it. Errors: InputError where there is none."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name a run's folder or the folder `sae` in it")
-    if not (folder / "sae.json").exists() and (folder / "sae" / "sae.json").exists():
-        folder = folder / "sae"
-    return inference.read(folder).to(device)
+    for found in (folder, folder / "sae"):
+        if (found / "sae.json").is_file():
+            return found
+    raise InputError(f"{folder} holds no exported SAE: name a run that has ended, or a folder with sae.json")

@@ -58,7 +58,7 @@ def test_a_run_leaves_what_the_readme_says(example: Path) -> None:
     assert not [name for name in files(example) if name.endswith(".tmp")]
     sae = load_sae(example / "sae")
     assert sae(torch.randn(5, 16)).shape == (5, 16)
-    scores = json.loads((example / "scores.json").read_text())
+    scores = json.loads((example / "scores.json").read_text())["scores"]
     assert set(scores) == {"sae", "pca", "random_dictionary", "identity"}
     assert scores["sae"]["explained_variance"] > 0.2
 
@@ -170,7 +170,7 @@ def test_from_a_transformers_own_text_to_its_loss(tmp_path: Path) -> None:
         "model=lagrangian data=sampled_text data.max_tokens=40_000 data.batch_size=512 trainer.max_steps=200 trainer.val_check_interval=100 "
         f"optimizer.lr=3e-3 evaluate.downstream.max_tokens=2048 data.transformer.cache={os.environ['SAE_LIGHTNING_TEST_CACHE']}"
     )
-    scores = json.loads((trained(words, tmp_path) / "scores.json").read_text())
+    scores = json.loads((trained(words, tmp_path) / "scores.json").read_text())["scores"]
     sae, random = scores["sae"], scores["random_dictionary"]
     assert sae["ce_clean"] < sae["ce_unigram"] - 1.5
     assert sae["ce_clean"] < sae["ce_sae"] < sae["ce_ablated"]
@@ -192,7 +192,7 @@ def test_openwebtext_trains_from_local_folders(tmp_path: Path) -> None:
         f"data=openwebtext data.transformer.name={tmp_path / 'gpt2'} data.transformer.hooks=[transformer.h.0] data.text.name={tmp_path / 'text'} "
         "data.context_length=16 data.batch_size=64 data.max_tokens=4096 debug=fast"
     )
-    scores = json.loads((trained(words, tmp_path) / "scores.json").read_text())
+    scores = json.loads((trained(words, tmp_path) / "scores.json").read_text())["scores"]
     assert scores["sae"]["l0"] > 0
     assert "ce_recovered" in scores["sae"]
 

@@ -92,7 +92,7 @@ def _cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda folder: (folder / "sae.json").unlink(), "holds no sae.json"),
+        (lambda folder: (folder / "sae.json").unlink(), "holds no exported SAE"),
         (lambda folder: (folder / "sae.json").write_text("{"), "sae.json cannot be read"),
         (_described(format="sae_lightning/99"), "of format 'sae_lightning/99'"),
         (_described(d_sae=13), "has shape"),

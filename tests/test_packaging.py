@@ -202,7 +202,7 @@ import json, pathlib, sys
 def write(recovery):
     run = pathlib.Path(sys.argv[1].removeprefix("paths.outputs=")) / "topk-k12" / "now"
     run.mkdir(parents=True)
-    (run / "scores.json").write_text(json.dumps({{"sae": {{"recovery": recovery}}}}))
+    (run / "scores.json").write_text(json.dumps({{"scores": {{"sae": {{"recovery": recovery}}}}}}))
 {train}
 """
     (tmp_path / "train.py").write_text(code, encoding="utf-8")

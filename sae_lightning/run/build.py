@@ -20,7 +20,8 @@ from sae_lightning.callbacks.trial import ReportToTrial
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import GivenUp, InputError, in_a_line
-from sae_lightning.evaluation.run import Evaluation, Scores
+from sae_lightning.evaluation.run import Evaluation
+from sae_lightning.evaluation.scores import Scores
 from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import load_sae

@@ -102,8 +102,8 @@ def _run(main: Main, config_name: str) -> None:
 
 
 def _replayed(command: Command, composer: Composer, conf: Path, config_name: str) -> tuple[Command, Composer]:
-    """The command of a run that `resume=` names; the same one where there is no such word, or no such key."""
-    if not any(word.startswith("resume=") for word in command.words) or "resume" not in composer.compose([]):
+    """The command of a run that `resume=` names; the same one where there is no such word, or where `resume` is no run but a switch."""
+    if not any(word.startswith("resume=") for word in command.words) or composer.compose([]).get("resume", False) is not None:
         return command, composer
     sys.argv[0] = os.path.abspath(sys.argv[0])  # the folder is about to change
     command = replay(command, composer, lambda argv: _composer(read(argv), conf, config_name))

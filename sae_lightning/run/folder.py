@@ -3,7 +3,7 @@
 ${run_name:}              lagrangian-L0_16-F1024-s0
 ${run_id:}                2026-11-21_10-02-33_k3x9: another one for every run, the same one for all ranks of a run
 ${sweep_name:<name>}      lagrangian-optuna-3fa9c1: the same one for commands that are the same sweep, and for all jobs of it
-${evaluated:<run>,<study>}  that of the two which was given
+${evaluated:<run>,<study>}  that of the two which was given; of several runs the first
 ${log_file:<folder>}      <folder>/training.log; a rank above 0 has a file of its own
 """
 
@@ -157,11 +157,14 @@ def started(pid: int) -> str:
         return ""
 
 
-def evaluated(run: str | None, study: str | None) -> str:
-    """Errors: ValueError unless one of the two is given."""
+def evaluated(run: str | Sequence[str] | None, study: str | None) -> str:
+    """Of several runs the first. Errors: ValueError unless one of the two is given."""
     if (run is None) == (study is None):
         raise ValueError("run must be given, or study: the folder of a run, or that of a sweep")
-    return run or study or ""
+    if run is not None and len(run) == 0:
+        raise ValueError("run is empty: give the folder of a run, or a list of them")
+    first = run if run is None or isinstance(run, str) else run[0]
+    return first or study or ""
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from sae_lightning.errors import InputError
+from sae_lightning.evaluation.scores import read_scores
 from sae_lightning.files import replacing
 from sae_lightning.run.composer import parsed
 from sae_lightning.sweeps.jobs import objectives as of_config
@@ -94,7 +95,7 @@ def _jobs(folder: Path, objectives: list[str]) -> Iterator[Result]:
         words = [parsed(str(word)) for word in OmegaConf.load(path)]
         settings = {o.get_key_element(): _value(o.value()) for o in words if not o.key_or_group.startswith(("sweep", "hydra", "resume"))}
         metrics = {name: math.nan if value is None else float(value) for name, value in (record.get("metrics") or {}).items()}
-        scores = {name: float(value) for name, value in _json(job / "scores.json").get("sae", {}).items() if isinstance(value, int | float)}
+        scores = read_scores(job / "scores.json").get("sae", {})
         status = str(record.get("status") or ("failed" if (job / "traceback.txt").is_file() else "not begun"))
         seconds = float(record.get("duration_s") or 0) + sum(float(part.get("duration_s") or 0) for part in record.get("before", []))
         yield Result(

@@ -60,7 +60,7 @@ def sae():
 
     def make(W_enc, W_dec=None, k=None, threshold=0.0):
         W_enc = torch.as_tensor(W_enc, dtype=torch.float32)
-        W_dec = W_enc if W_dec is None else torch.as_tensor(W_dec, dtype=torch.float32)
+        W_dec = W_enc.clone() if W_dec is None else torch.as_tensor(W_dec, dtype=torch.float32)
         weights = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": torch.zeros(len(W_enc)), "b_dec": torch.zeros(W_dec.shape[1])}
         if k is None:
             weights["threshold"] = torch.full((len(W_enc),), threshold)

@@ -40,8 +40,13 @@ def test_scores_of_everything_and_files(rows, sae, tmp_path: Path):
     assert scores["pca"]["explained_variance"] > scores["random_dictionary"]["explained_variance"]
     assert scores["random_dictionary"]["explained_variance"] > 0
     written = json.loads((tmp_path / "scores.json").read_text())
-    assert written["sae"]["nothing"] is None
-    assert written["pca"] == {**scores["pca"], "nothing": None}
+    assert written["schema"] == "sae_lightning.scores/1"
+    assert written["scores"]["sae"]["nothing"] is None
+    assert written["scores"]["pca"] == {**scores["pca"], "nothing": None}
+    assert written["units"]["explained_variance"] == "share"
+    assert written["units"]["nothing"] is None
+    assert written["versions"]["torch"] == torch.__version__
+    assert written["evaluations"]["recovery"]["rows"]["pca"][0] == "recovery"
     for name in ("density.png", "l0.png"):
         content = (tmp_path / name).read_bytes()
         assert content.startswith(b"\x89PNG")
@@ -78,6 +83,80 @@ def test_a_trained_sae_on_known_directions(tmp_path: Path):
     assert scores["sae"]["rows"] == 2048
     assert scores["sae"]["explained_variance"] > scores["pca"]["explained_variance"]
     assert "ce_sae" not in scores["sae"]
+
+
+class Counted:
+    """An evaluation that says how often it ran."""
+
+    def __init__(self, name: str = "number"):
+        self.name, self.calls = name, 0
+
+    def __call__(self, sae, data) -> dict[str, float]:
+        self.calls += 1
+        return {self.name: float(self.calls), "nothing": math.nan}
+
+
+def test_resume_computes_what_is_missing_and_nothing_else(rows, sae, tmp_path: Path):
+    from sae_lightning.evaluation.run import evaluate
+
+    data, own = rows(correlated(300, 8)), sae(torch.eye(8), k=3)
+    one, two, three = Counted("one"), Counted("two"), Counted("three")
+    settings = {"one": {"rows": 5}, "two": {"rows": 5}}
+    first = evaluate(own, data, {"one": one, "two": two}, tmp_path, settings=settings)
+    assert one.calls == 4  # and the null models
+    again = evaluate(own, data, {"one": one, "two": two}, tmp_path, settings=settings, resume=True)
+    assert one.calls == two.calls == 4
+    assert again.keys() == first.keys()
+    assert again["pca"]["one"] == first["pca"]["one"]
+    assert math.isnan(again["pca"]["nothing"])
+    content = (tmp_path / "scores.json").read_bytes()
+
+    evaluate(own, data, {"three": three}, tmp_path, settings={"three": None}, resume=True, nulls=False)
+    assert (one.calls, three.calls) == (4, 1)
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["scores"]["sae"]["three"] == 1
+    assert written["scores"]["pca"]["two"] == first["pca"]["two"]  # what was there stays
+
+    evaluate(own, data, {"one": one, "two": two}, tmp_path, settings=settings | {"two": {"rows": 6}}, resume=True)
+    assert (one.calls, two.calls) == (4, 8)  # other settings: another number
+    evaluate(sae(2 * torch.eye(8), k=3), data, {"one": one}, tmp_path, settings={"one": {"rows": 5}}, resume=True)
+    assert one.calls == 8  # another SAE
+    evaluate(sae(2 * torch.eye(8), k=3), rows(1 + correlated(300, 8)), {"one": one}, tmp_path, settings={"one": {"rows": 5}}, resume=True)
+    assert one.calls == 12  # other rows
+    evaluate(own, data, {"one": Counted("one"), "two": Counted("two")}, tmp_path, settings=settings)
+    assert (tmp_path / "scores.json").read_bytes() == content  # without resume: all of it anew
+
+
+def test_what_was_found_before_a_kill_is_not_lost(rows, sae, tmp_path: Path):
+    from sae_lightning.evaluation.run import evaluate
+
+    data, own = rows(correlated(300, 8)), sae(torch.eye(8), k=3)
+    one, settings = Counted("one"), {"one": None, "two": None}
+
+    def killed(sae, data):
+        raise KeyboardInterrupt
+
+    evaluate(own, data, {"one": Counted("one")}, tmp_path, settings={"one": None})
+    whole = (tmp_path / "scores.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(own, data, {"one": one, "two": killed}, tmp_path, settings=settings)
+    assert (tmp_path / "scores.json").read_bytes() == whole
+    two = Counted("two")
+    scores = evaluate(own, data, {"one": one, "two": two}, tmp_path, settings=settings, resume=True)
+    assert (one.calls, two.calls) == (1, 4)  # its row of `one` is kept, and the null rows of the earlier scores
+    assert scores["sae"]["two"] == 1
+    assert not (tmp_path / "scores.partial.json").exists()
+
+
+def test_a_row_of_other_data(rows, sae, tmp_path: Path):
+    """As of an SAE on a transformer with random weights."""
+    from sae_lightning.evaluation.run import evaluate
+
+    own, other = rows(correlated(30, 4)), rows(torch.full((30, 4), 2.0))
+    evaluations = {"mean": lambda sae, data: {"mean": float(data.x.mean())}}
+    scores = evaluate(sae(torch.eye(4)), own, evaluations, tmp_path, nulls=False, others={"random_transformer": (sae(torch.eye(4)), other)})
+    assert scores["random_transformer"] == {"mean": 2.0}
+    assert scores["sae"]["mean"] != 2.0
 
 
 def test_what_an_evaluation_refuses_is_refused_before_the_training(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae_lightning.errors import InputError
+from sae_lightning.evaluation.scores import SCHEMA
 from sae_lightning.report.sweep import figures, pareto
 from sae_lightning.report.sweep_page import report
 from sae_lightning.sweeps import results
@@ -37,7 +38,9 @@ def job(
     )
     (at / "metrics.csv").write_text(f"step,metric,value\n10,{METRIC},9\n10,val/l0,3\n20,{METRIC},{value}\n20,{METRIC},{value}\n")
     if kl is not None:
-        (at / "scores.json").write_text(json.dumps({"sae": {"kl": kl, "plots": "no number"}, "pca": {"kl": 9.0}}))
+        (at / "scores.json").write_text(
+            json.dumps({"schema": SCHEMA, "scores": {"sae": {"kl": kl, "plots": "no number"}, "pca": {"kl": 9.0}}})
+        )
 
 
 def sweep(folder: Path, one_at_a_time: bool = False) -> Path:

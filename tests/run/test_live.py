@@ -82,7 +82,7 @@ def test_train_py_trains_and_evaluates(words: str, tmp_path: Path) -> None:
     assert record["status"] == "finished"
     assert record["data"]["mode"] == "live"
     assert record["data"]["text"] == "sampled_text"
-    scores = json.loads((tmp_path / "scores.json").read_text())["sae"]
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]["sae"]
     assert {"explained_variance", "ce_sae", "kl", "delta_ce"} <= set(scores)
     state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["LiveDataModule"]
     assert state["batches_trained"] == 6
