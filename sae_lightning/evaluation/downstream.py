@@ -90,23 +90,30 @@ class Downstream:
             return {}
         check_widths(sae, data)
         if self._reference is None or self._reference.data is not data:
-            text, ce_unigram = self._read(data, sae.b_enc.device)
+            text = read_text(data, sae.b_enc.device, self.max_tokens, self.batch_tokens)
             mean = mean_activation(text)
             own, zero, average = compare(text, [sae, lambda x: mean.new_zeros(len(x), len(mean)), lambda x: mean.expand(len(x), -1)])
-            self._reference = _Reference(data, text, ce_unigram, zero.ce, average.ce)
+            self._reference = _Reference(data, text, _ce_unigram(data, text), zero.ce, average.ce)
         else:
             (own,) = compare(self._reference.text, [sae])
         return _scores(own, self._reference)
 
-    def _read(self, data: RowsDataModule, device: torch.device) -> tuple[Text, float]:
-        every_id, every_special = data.tokens_held_out(UNIGRAM_SEQUENCES)
-        sequences = max(1, self.max_tokens // every_id.shape[1])
-        ids, special = every_id[:sequences].to(device), every_special[:sequences].to(device)
-        targets = ids.flatten()[counted(special) + 1]
-        if not len(targets):
-            raise InputError("the held-out sequences have no token to predict: give the data a longer text or a longer context")
-        ce_unigram = unigram_ce(every_id[~every_special], targets.cpu())
-        return Text(data.transformer.load(device), data.hooks, data.shape.y, ids, special, self.batch_tokens), ce_unigram
+
+def read_text(data: RowsDataModule, device: torch.device, max_tokens: int, batch_tokens: int) -> Text:
+    """At most `max_tokens` of held-out sequences (but one sequence at least), and the transformer, on `device`.
+
+    Errors: InputError where there is no token to predict, and as loading.
+    """
+    context = data.tokens_held_out(1)[0].shape[1]
+    ids, special = data.tokens_held_out(min(max(1, max_tokens // context), UNIGRAM_SEQUENCES))
+    if not len(counted(special)):
+        raise InputError("the held-out sequences have no token to predict: give the data a longer text or a longer context")
+    return Text(data.transformer.load(device), data.hooks, data.shape.y, ids.to(device), special.to(device), batch_tokens)
+
+
+def _ce_unigram(data: RowsDataModule, text: Text) -> float:
+    ids, special = data.tokens_held_out(UNIGRAM_SEQUENCES)
+    return unigram_ce(ids[~special], text.input_ids.flatten()[counted(text.special) + 1].cpu())
 
 
 def _scores(own: Comparison, reference: _Reference) -> dict[str, float]:
@@ -134,19 +141,29 @@ def _scores(own: Comparison, reference: _Reference) -> dict[str, float]:
 
 
 @torch.no_grad()
-def compare(text: Text, functions: Sequence[Callable[[Tensor], Tensor]]) -> list[Comparison]:
-    """The transformer as it is against the transformer with function(x) in place of y, for each function; x, y: rows at the hook points."""
+def compare(
+    text: Text, functions: Sequence[Callable[[Tensor], Tensor]], reference: Callable[[Tensor], Tensor] | None = None
+) -> list[Comparison]:
+    """The transformer as it is against the transformer with function(x) in place of y, for each function; x, y: rows at the hook points.
+
+    x is that of the transformer as it is. `reference`: what is called clean is the transformer with reference(x) in place of y.
+    """
     sums = torch.zeros(len(functions), 9, dtype=torch.float64)
     for ids, special in text.batches():
         targets = ids.flatten()[counted(special) + 1]
-        clean = predictions(text.model, ids, special)
         x = rows_at(text, text.hooks.x, ids, special)
+        clean = predictions(text.model, ids, special) if reference is None else _spliced(text, ids, special, reference(x))
         for function, own in zip(functions, sums, strict=True):
-            y_hat = function(x).split(text.widths, dim=1)
-            spliced = with_reconstructions(text.model, ids, special, text.hooks.y, y_hat)
+            spliced = _spliced(text, ids, special, function(x))
             for part in zip(clean.split(CHUNK), spliced.split(CHUNK), targets.split(CHUNK), strict=True):
                 own += _sums(*part).cpu()
     return [Comparison(float(own[0]), *(own[1:] / own[0]).tolist()) for own in sums]
+
+
+def _spliced(
+    text: Text, ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"], y_hat: Float[Tensor, "rows d_out"]
+) -> Float[Tensor, "n vocabulary"]:
+    return with_reconstructions(text.model, ids, special, text.hooks.y, y_hat.split(text.widths, dim=1))
 
 
 def _sums(clean: Float[Tensor, "n vocabulary"], spliced: Float[Tensor, "n vocabulary"], targets: Int[Tensor, " n"]) -> Float[Tensor, " 9"]:
