@@ -129,6 +129,14 @@ def _by_hand(model, data, sae, ids, stays):
     return logits
 
 
+def test_first_positions_without_any_row_are_not_spliced(small_run, transformer, tmp_path):
+    """As where norms above a limit are left out of a store: here BOS and the token after it, and one more in a single sequence."""
+    data, callback = TextRows(transformer), GenerateText("The owl", max_tokens=1)
+    data.special[:, 1], data.special[0, 2] = True, True
+    small_run([callback], steps=5, data=data, enable_checkpointing=False)
+    assert callback.unspliced == 2
+
+
 def test_tokens_are_drawn_from_the_nucleus():
     """p = (½, ¼, ⅛, ⅛); logits are twice their logarithms, which temperature 2 undoes. Of ½ + ¼ ≥ 0.7 two are left: ⅔ and ⅓."""
     logits = 2 * torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
@@ -144,7 +152,7 @@ def test_tokens_are_drawn_from_the_nucleus():
     assert draw(logits.flip(0), Sampling(0, 1.0, 1), g) == 3
 
 
-def test_a_text_ends_at_a_special_token_and_where_positions_end(transformer):
+def test_a_text_ends_at_a_special_token_and_after_max_tokens():
     g = torch.Generator()
     likes = torch.eye(5)[[1, 2, 0, 4]]
     reader = iter(likes)
@@ -153,7 +161,7 @@ def test_a_text_ends_at_a_special_token_and_where_positions_end(transformer):
     assert continued(lambda ids: next(reader), [3], Sampling(0, 1.0, 1), {0}, g, torch.device("cpu")) == [3, 1]
 
 
-def test_positions_end(texts, transformer):
+def test_a_text_ends_where_positions_do(texts, transformer):
     """BOS, the prompt and what follows fill the 32 positions of this GPT-2, which has no more."""
     left = 32 - 1 - len(transformer.tokenizer()("The owl and the")["input_ids"])
     prompt = {"prompts": "The owl and the", "temperature": 0}

@@ -63,9 +63,9 @@ class TextRows(RowsDataModule):
         return Batch(x, x if self.kind != "transcoder" else y)
 
     def train_batch(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
-        start = index % 5 * 16
-        x = self.rows.x[start : start + 16]
-        return Batch(x, x if self.rows.y is self.rows.x else self.rows.y[start : start + 16])
+        own = slice(index % 5 * 16 + rank, index % 5 * 16 + 16, ranks)
+        x = self.rows.x[own]
+        return Batch(x, x if self.rows.y is self.rows.x else self.rows.y[own])
 
     def held_out(self):
         yield self.rows
