@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.errors import InputError
-from sae_lightning.evaluation.clean import CleanPass, Text
+from sae_lightning.evaluation.clean import CleanBatch, CleanPass, Text
 from sae_lightning.evaluation.positions import position_bins
 from sae_lightning.evaluation.steps import check_widths
 from sae_lightning.inference import InferenceSAE
@@ -76,7 +76,8 @@ class Downstream:
             return {}
         check_widths(sae, data)
         if self._reference is None or self._reference.data is not data:
-            self._reference = self._read(data, sae.b_enc.device)
+            text = read_text(data, sae.b_enc.device, self.max_tokens, self.batch_tokens)
+            self._reference = _Reference(data, CleanPass(text, data.kept_in), _ce_unigram(data, text))
         clean = self._reference.clean
         if "ce_ablated" not in clean.numbers:
             own, zero, mean = compare(
@@ -95,17 +96,23 @@ class Downstream:
         values = {f"delta_ce_at_{hook}": one.ce - one.ce_clean for hook, one in zip(hooks, found, strict=True)}
         return values | {f"kl_at_{hook}": one.kl for hook, one in zip(hooks, found, strict=True)}
 
-    def _read(self, data: RowsDataModule, device: torch.device) -> _Reference:
-        every_id, every_special = data.tokens_held_out(UNIGRAM_SEQUENCES)
-        sequences = max(1, self.max_tokens // every_id.shape[1])
-        ids, special = every_id[:sequences].to(device), every_special[:sequences].to(device)
-        targets = ids.flatten()[counted(special) + 1]
-        if not len(targets):
-            raise InputError("the held-out sequences have no token to predict: give the data a longer text or a longer context")
-        ce_unigram = unigram_ce(every_id[~every_special], targets.cpu())
-        model, identity = data.transformer.load(device), data.transformer.identity()
-        text = Text(model, identity, data.hooks, data.shape.y, ids, special, self.batch_tokens)
-        return _Reference(data, CleanPass(text, data.kept_in), ce_unigram)
+
+def read_text(data: RowsDataModule, device: torch.device, max_tokens: int, batch_tokens: int) -> Text:
+    """At most `max_tokens` of held-out sequences (but one sequence at least), and the transformer, on `device`.
+
+    Errors: InputError where there is no token to predict, and as loading.
+    """
+    context = data.tokens_held_out(1)[0].shape[1]
+    ids, special = data.tokens_held_out(min(max(1, max_tokens // context), UNIGRAM_SEQUENCES))
+    if not len(counted(special)):
+        raise InputError("the held-out sequences have no token to predict: give the data a longer text or a longer context")
+    model, identity = data.transformer.load(device), data.transformer.identity()
+    return Text(model, identity, data.hooks, data.shape.y, ids.to(device), special.to(device), batch_tokens)
+
+
+def _ce_unigram(data: RowsDataModule, text: Text) -> float:
+    ids, special = data.tokens_held_out(UNIGRAM_SEQUENCES)
+    return unigram_ce(ids[~special], text.input_ids.flatten()[counted(text.special) + 1].cpu())
 
 
 def _scores(comparison: "Compared", reference: _Reference) -> dict[str, float]:
@@ -143,25 +150,34 @@ class Compared(NamedTuple):
 
 
 @torch.no_grad()
-def compare(clean: CleanPass, functions: Sequence[Callable[[Tensor], Tensor]], at: Sequence[str] | None = None) -> list[Compared]:
+def compare(
+    clean: CleanPass,
+    functions: Sequence[Callable[[Tensor], Tensor]],
+    reference: Callable[[Tensor], Tensor] | None = None,
+    at: Sequence[str] | None = None,
+) -> list[Compared]:
     """The transformer as it is against the transformer with function(x) in place of y, for each function; x, y: rows at the hook points.
 
-    `at`: those of y's hook points that are replaced; None: all.
+    x is that of the transformer as it is. `reference`: what is called clean is the transformer with reference(x) in place of y. `at`: those
+    of y's hook points that are replaced; None: all.
     """
     text = clean.text
     names, of_position = position_bins(text.input_ids.shape[1])
     sums = torch.zeros(len(functions), len(names), 9, dtype=torch.float64, device=text.input_ids.device)
-    places = [(i, hook) for i, hook in enumerate(text.hooks.y) if at is None or hook in at]
     for batch in clean.batches():
         bins = of_position.to(sums.device)[counted(batch.special) % len(of_position)]
+        unspliced = batch.logits if reference is None else _spliced(text, batch, reference(batch.x), at)
         for function, own in zip(functions, sums, strict=True):
-            y_hat = function(batch.x).split(text.widths, dim=1)
-            hooks, rows = [hook for _, hook in places], [y_hat[i] for i, _ in places]
-            spliced = with_reconstructions(text.model, batch.input_ids, batch.special, hooks, rows)
-            parts = (batch.logits.split(CHUNK), spliced.split(CHUNK), batch.targets.split(CHUNK))
+            spliced = _spliced(text, batch, function(batch.x), at)
+            parts = (unspliced.split(CHUNK), spliced.split(CHUNK), batch.targets.split(CHUNK))
             for some, *part in zip(bins.split(CHUNK), *parts, strict=True):
                 own.index_add_(0, some, _numbers(*part))
     return [_compared(names, own) for own in sums.cpu()]
+
+
+def _spliced(text: Text, batch: CleanBatch, y_hat: Float[Tensor, "rows d_out"], at: Sequence[str] | None) -> Float[Tensor, "n vocabulary"]:
+    places = [(hook, rows) for hook, rows in zip(text.hooks.y, y_hat.split(text.widths, dim=1), strict=True) if at is None or hook in at]
+    return with_reconstructions(text.model, batch.input_ids, batch.special, *zip(*places, strict=True))
 
 
 def _compared(names: Sequence[str], sums: Float64[Tensor, "bins 9"]) -> Compared:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torchmetrics import MetricCollection
 
+from sae_lightning.callbacks.in_transformer import InTransformer
 from sae_lightning.callbacks.monitored import check_logged
 from sae_lightning.callbacks.schedule import Schedule
 from sae_lightning.callbacks.trial import ReportToTrial
@@ -107,8 +108,11 @@ def build(cfg: DictConfig) -> Run:
     trainer = _trainer(cfg, is_trained=any(parameter.requires_grad for parameter in sae.parameters()))
     if trainer.max_steps == 0 and trainer.world_size > 1:
         raise InputError(f"{sae.architecture} has nothing to train, so several processes have nothing to share: add trainer.devices=1")
-    for schedule in (callback for callback in trainer.callbacks if isinstance(callback, Schedule)):  # type: ignore[attr-defined]
-        schedule.check(sae, trainer.max_steps)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Schedule):
+            callback.check(sae, trainer.max_steps)
+        if isinstance(callback, InTransformer):
+            callback.check(sae, data)
     for logger in trainer.loggers:
         if point is not None and isinstance(logger, CSV):
             logger.go_on_after_(point.step)

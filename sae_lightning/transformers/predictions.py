@@ -1,7 +1,7 @@
 """What a transformer says of the next token, as it is or with reconstructions spliced in: for evaluation and for fine-tuning."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,10 +35,7 @@ def observed(
 
     Errors: InputError, as `splice`.
     """
-    found: dict[str, Tensor] = {}
-    with contextlib.ExitStack() as stack:
-        for hook in dict.fromkeys(hooks):
-            stack.enter_context(splice(model, hook, lambda rows, hook=hook: found.setdefault(hook, rows), special))
+    with observing(model, special, hooks) as found:
         return predictions(model, input_ids, special), found
 
 
@@ -53,7 +50,34 @@ def with_reconstructions(
 
     Gradients reach the rows. Errors: InputError, as `splice`.
     """
+    with going_on_with(model, special, hooks, reconstructions):
+        return predictions(model, input_ids, special)
+
+
+@contextlib.contextmanager
+def observing(
+    model: nn.Module, special: Bool[Tensor, "batch context"], hooks: Sequence[str]
+) -> Iterator[dict[str, Float[Tensor, "rows _"]]]:
+    """The rows (float32) that stand at each hook point in the one forward pass inside, special positions left out.
+
+    Errors: InputError, as `splice`.
+    """
+    found: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for hook in dict.fromkeys(hooks):
+            stack.enter_context(splice(model, hook, lambda rows, hook=hook: found.setdefault(hook, rows), special))
+        yield found
+
+
+@contextlib.contextmanager
+def going_on_with(
+    model: nn.Module, special: Bool[Tensor, "batch context"], hooks: Sequence[str], reconstructions: Sequence[Float[Tensor, "rows _"]]
+) -> Iterator[None]:
+    """The forward pass inside goes on with these rows at these hook points, special positions left as they are.
+
+    Errors: InputError, as `splice`.
+    """
     with contextlib.ExitStack() as stack:
         for hook, rows in zip(hooks, reconstructions, strict=True):
             stack.enter_context(splice(model, hook, lambda _, rows=rows: rows, special))
-        return predictions(model, input_ids, special)
+        yield
