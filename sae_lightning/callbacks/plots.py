@@ -75,7 +75,6 @@ class Plots(L.Callback):
             for logger in trainer.loggers:
                 log_image(logger, f"plots/{name}", picture, trainer.global_step)
 
-    @torch.no_grad()
     def figures(self, module: SAEModule, step: int) -> Iterator[tuple[str, "Figure"]]:
         """By name, of what has been counted and of the weights as they are now. `step`: stands in the titles."""
         fires, activation, rows_with = (self.sums[name].cpu() for name in ("fires", "activation", "rows_with"))
@@ -85,7 +84,7 @@ class Plots(L.Callback):
         mean = (activation / fires.clamp(min=1)).float()
         title = f"how often and how strongly latents fire in validation, {at}"
         yield "density_against_activation", plots.density_against_activation(density, mean, title)
-        W_enc, W_dec = module.sae.dictionary.W_enc, module.sae.dictionary.W_dec
+        W_enc, W_dec = module.sae.dictionary.W_enc.detach(), module.sae.dictionary.W_dec.detach()
         if W_enc.shape == W_dec.shape:
             cosine = torch.cat([cosine_similarity(*pair) for pair in zip(W_enc.split(BLOCK), W_dec.split(BLOCK), strict=True)])
             yield "decoder_encoder_cosine", plots.decoder_encoder_cosine(cosine, f"encoder and decoder directions, {at}")

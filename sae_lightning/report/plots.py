@@ -37,6 +37,8 @@ def l0_per_row(values: Float[Tensor, " rows"], title: str = "active latents per 
 
 def l0_counts(rows_with: Int[Tensor, " n"], title: str = "active latents per row") -> "Figure":
     """Histogram of L0 over rows, with its mean. rows_with: the number of rows with 0, 1, … n − 1 active latents, of which there must be one."""
+    from matplotlib.ticker import MaxNLocator
+
     rows_with = rows_with.cpu()
     l0 = rows_with.nonzero().flatten()
     rows_with = rows_with[l0]
@@ -47,6 +49,8 @@ def l0_counts(rows_with: Int[Tensor, " n"], title: str = "active latents per row
     axes.hist(l0.numpy(), bins=edges.tolist(), weights=rows_with.numpy())
     axes.axvline(mean, color="black", linewidth=1, label=f"mean {mean:.2f}")
     axes.set_xlim(-0.5, 1.25 * most + width)
+    axes.margins(y=0.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper right")
     return figure
 
@@ -61,12 +65,13 @@ def density_against_activation(
     fired = (density > 0).nonzero().flatten()
     every = max(1, -(-len(fired) // POINTS))
     x, y = (values[fired[::every]].log10().numpy(force=True) for values in (density, activation))
-    figure, axes = _axes(title, "log10 of the share of rows", "log10 of the mean activation where it fires (raw units)")
+    figure, axes = _axes(title, "log10 of the share of rows", "log10 of the mean activation (raw units)")
     label = f"{len(fired)} that fired" + (f" (1 in {every} drawn)" if every > 1 else "")
     axes.plot(x, y, ".", markersize=4, alpha=0.5, markeredgewidth=0, label=label)
     axes.plot([], [], " ", label=f"{len(density) - len(fired)} that never did")
     axes.legend(loc="upper right", markerscale=3)
-    axes.margins(y=0.15)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.2 * (high - low))
     return figure
 
 
@@ -89,21 +94,42 @@ def write(figure: "Figure", path: str | Path) -> None:
 
 
 def _histograms(named: Mapping[str, Float[Tensor, " d_sae"]], title: str, x: str) -> "Figure":
-    """Over the latents, in the same bins, each with its median; of values that are all but equal only that. Leaves out what is not finite."""
+    """Over the latents, in the same bins, each with its median. What is not finite is left out.
+
+    Values that are all but equal are a line beside others that are not, which they would dwarf.
+    """
     finite = {name: values[values.isfinite()].double().cpu() for name, values in named.items()}
     finite = {name: values for name, values in finite.items() if len(values)}
     figure, axes = _axes(title, x, "latents")
-    spread = {name: values for name, values in finite.items() if float(values.max() - values.min()) > 1e-3 * float(values.abs().max())}
-    if spread:
-        low, high = min(float(values.min()) for values in spread.values()), max(float(values.max()) for values in spread.values())
-        edges = torch.linspace(low, high, BINS + 1).tolist()
+    spread = {name: values for name, values in finite.items() if _vary(values)}
+    edges = _edges(torch.cat([*(spread or finite).values(), torch.empty(0)]))
     for i, (name, values) in enumerate(finite.items()):
-        median = f"{float(values.median()):.3g}"
-        if name in spread:
-            axes.stairs(values.histc(BINS, low, high).numpy(), edges, fill=True, alpha=0.6, color=f"C{i}", label=f"{name}median {median}")
-        axes.axvline(float(values.median()), color=f"C{i}", linewidth=1.5, label=None if name in spread else f"{name}all {median}")
-    axes.legend(loc="best")
+        median = float(values.median())
+        label = f"{name}{'median' if name in spread else 'all'} {median:.3g}"
+        if name in spread or not spread:
+            heights = values.histc(len(edges) - 1, float(edges[0]), float(edges[-1]))
+            axes.stairs(heights.numpy(), edges.tolist(), fill=True, alpha=0.6, color=f"C{i}", label=label)
+            label = None
+        axes.axvline(median, color=f"C{i}", linewidth=1.5, label=label)
+    if finite:
+        axes.legend(loc="best")
     return figure
+
+
+def _edges(values: Float[Tensor, " n"]) -> Float[Tensor, " edges"]:
+    """Of bins that hold all values. Where these are all but equal, they are in the middle one, and the bins a tenth of the largest wide in all."""
+    if not len(values):
+        return torch.linspace(0, 1, BINS + 1)
+    low, high, largest = float(values.min()), float(values.max()), float(values.abs().max())
+    if _vary(values):
+        return torch.linspace(low, high, BINS + 1, dtype=torch.float64)
+    margin = 0.05 * largest or 0.05
+    return torch.linspace(low - margin, high + margin, BINS + 2, dtype=torch.float64)
+
+
+def _vary(values: Float[Tensor, " n"]) -> bool:
+    """Whether they differ by more than a thousandth of the largest."""
+    return float(values.max() - values.min()) > 1e-3 * float(values.abs().max())
 
 
 def _axes(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
