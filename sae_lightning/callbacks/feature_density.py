@@ -66,8 +66,8 @@ class FeatureDensity(L.Callback):
         density = (self.fires.double() / self.rows).cpu()
         numbers = {f"sparsity/{name}": float(value) for name, value in density_numbers(density).items()}
         numbers["sparsity/mean_passes_since_fired"] = float(module.sae.dictionary.rows_since_fired.double().mean())
+        log_values(trainer, numbers)  # first: W&B reads the picture before only when a new step is logged
         picture = Path(trainer.default_root_dir) / f"{PLOT}.png"
         plots.write(plots.density(density, f"how often latents fire, step {trainer.global_step}"), picture)
-        log_values(trainer, numbers)
         for logger in trainer.loggers:
             log_image(logger, PLOT, picture, trainer.global_step)
