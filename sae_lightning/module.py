@@ -38,7 +38,7 @@ class SAEModule(L.LightningModule):
 
     For callbacks: `sums` is empty exactly between optimizer steps; `step_sums` holds those of the last finished one (over all ranks);
     `last` is (batch, Step) of the last training batch of a step that is logged, None after any other; `before_clipping` is called when
-    the gradients are what the optimizer would step on without clipping.
+    the gradients are what the optimizer would step on without clipping. In validation the `outputs` of a batch are its Step, raw.
     """
 
     s_in: Tensor
@@ -213,7 +213,7 @@ class SAEModule(L.LightningModule):
 
     # -- validation -------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Batch, index: int) -> Step:
         step = self.sae.step(*self.scaled(batch))
         rows = torch.tensor(float(len(batch.y)), dtype=torch.float64, device=self.device)
         terms = {f"loss/{name}": term.weight * term.value for name, term in step.losses.items()} | {"loss": step.loss}
@@ -221,7 +221,9 @@ class SAEModule(L.LightningModule):
         for name, value in terms.items():
             self.validation_sums[name] = self.validation_sums.get(name, 0) + value.detach() * rows
         self.validation_sums["rows"] = self.validation_sums.get("rows", 0) + rows
-        self.metrics.update(batch, self.raw(step))
+        step = self.raw(step)
+        self.metrics.update(batch, step)
+        return step
 
     def on_validation_epoch_end(self) -> None:
         sums, self.validation_sums = sum_over_ranks_(self.validation_sums), {}

@@ -16,8 +16,8 @@ SMALL = (
     "trainer.max_steps=40 trainer.val_check_interval=20 trainer.log_every_n_steps=10 trainer.accelerator=cpu"
 )
 """Words for a run of a second on known directions."""
-QUIET = "callbacks.progress_bar=null callbacks.log_time=null callbacks.log_hardware=null"
-"""Nothing is shown, and nothing depends on the clock: all that is logged is the same each time."""
+QUIET = "callbacks.progress_bar=null callbacks.plots=null callbacks.log_time=null callbacks.log_hardware=null"
+"""Nothing is shown or drawn at validation, and nothing depends on the clock: all that is logged is the same each time."""
 WITH_CALLBACKS = f"{SMALL} callbacks.last.every_n_steps=20 {QUIET}"
 
 

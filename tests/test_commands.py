@@ -18,6 +18,8 @@ from tests.transformers.tiny_gpt2 import SENTENCES, save_parquet, save_tiny_gpt2
 LEFT = {
     ".hydra", "run.json", "training.log", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "sae/sae.json", "sae/sae.safetensors",
     "sae_best/sae.json", "scores.json", "density.png", "l0.png", "plots/log_feature_density_histogram.png",
+    "plots/validation_density.png", "plots/l0_per_row.png", "plots/density_against_activation.png", "plots/decoder_encoder_cosine.png",
+    "plots/latent_norms.png",
 }  # fmt: skip
 
 

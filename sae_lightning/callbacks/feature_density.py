@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from sae_lightning.callbacks.images import log_image
 from sae_lightning.curves import log_values
 from sae_lightning.errors import InputError
 from sae_lightning.metrics.density import density_numbers
@@ -66,18 +66,8 @@ class FeatureDensity(L.Callback):
         density = (self.fires.double() / self.rows).cpu()
         numbers = {f"sparsity/{name}": float(value) for name, value in density_numbers(density).items()}
         numbers["sparsity/mean_passes_since_fired"] = float(module.sae.dictionary.rows_since_fired.double().mean())
+        log_values(trainer, numbers)  # first: W&B reads the picture before only when a new step is logged
         picture = Path(trainer.default_root_dir) / f"{PLOT}.png"
         plots.write(plots.density(density, f"how often latents fire, step {trainer.global_step}"), picture)
-        log_values(trainer, numbers)
         for logger in trainer.loggers:
             log_image(logger, PLOT, picture, trainer.global_step)
-
-
-def log_image(logger: Logger, name: str, path: Path, step: int) -> None:
-    """Hands a PNG to a logger that takes images; nothing happens with others."""
-    if isinstance(logger, TensorBoardLogger):
-        from matplotlib.image import imread
-
-        logger.experiment.add_image(name, imread(path), step, dataformats="HWC")
-    elif hasattr(logger, "log_image"):
-        logger.log_image(key=name, images=[str(path)], step=step)  # type: ignore[attr-defined]

@@ -63,6 +63,13 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("sweep_name", lambda name: sweep_name(name, sys.argv[1:]), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("evaluated", evaluated, replace=True)
     OmegaConf.register_new_resolver("log_file", lambda folder: log_file(folder, rank()), replace=True)
+    OmegaConf.register_new_resolver("beside_database", beside_database, replace=True)
+
+
+def beside_database(tracking_uri: str | None) -> str | None:
+    """Where MLflow puts files of runs in a SQLite file: `mlflow` in its folder, and not in that of the process. A server knows by itself."""
+    scheme, _, path = (tracking_uri or "").partition(":///")
+    return str(Path(path).absolute().parent / "mlflow") if scheme == "sqlite" else None
 
 
 def run_name(cfg: DictConfig) -> str:

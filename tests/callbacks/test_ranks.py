@@ -1,6 +1,7 @@
 """Two processes and one: the callbacks see, write and draw the same."""
 
 import csv
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -16,6 +17,7 @@ from sae_lightning.callbacks.learning_rate import LearningRate
 from sae_lightning.callbacks.log_gradients import LogGradients
 from sae_lightning.callbacks.log_trends import LogTrends
 from sae_lightning.callbacks.miracle_distance import MiracleDistance
+from sae_lightning.callbacks.plots import Plots
 from sae_lightning.callbacks.progress_bar import ProgressBar
 from sae_lightning.callbacks.resample import Resample
 from sae_lightning.load import load_sae
@@ -31,10 +33,20 @@ class Kill(L.Callback):
             pl_module.sae.dictionary.rows_since_fired.zero_()[:5] = 10_000
 
 
+class Watched(Plots):
+    """Leaves a file where a rank draws."""
+
+    def figures(self, module, step):
+        (Path(module.trainer.default_root_dir) / f"drawn{module.trainer.global_rank}").touch()
+        return super().figures(module, step)
+
+
 class Write(L.Callback):
     """What each rank holds after training."""
 
     def on_train_end(self, trainer, pl_module):
+        (sums,) = (callback.sums for callback in trainer.callbacks if isinstance(callback, Plots))
+        torch.save(sums, f"{trainer.default_root_dir}/sums{trainer.global_rank}.pt")
         torch.save(pl_module.state_dict(), f"{trainer.default_root_dir}/rank{trainer.global_rank}.pt")
 
 
@@ -49,6 +61,7 @@ def test_two_ranks_are_one_process(small_run, tmp_path):
             Resample([10, 20]),
             MiracleDistance(),
             FeatureDensity(8),
+            Watched(),
             LearningRate(),
             LogGradients(),
             LogTrends(),
@@ -71,6 +84,12 @@ def test_two_ranks_are_one_process(small_run, tmp_path):
     assert {step for step, metric in curves["one"] if metric == "sparsity/below_1e-5"} == {8, 16}
     assert {"gradients/W_enc_norm", "details/window_train_loss_avg", "train/loss", "val/l0"} <= {metric for _, metric in curves["one"]}
     assert curves["two"] == {key: pytest.approx(value, rel=1e-3, abs=1e-6) for key, value in curves["one"].items()}
+    sums = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one/sums0", "two/sums0", "two/sums1")]
+    torch.testing.assert_close(sums[1], sums[2], rtol=0, atol=0)
+    torch.testing.assert_close(sums[1], sums[0], rtol=1e-3, atol=2)  # a latent may change sides by rounding
+    assert [int(each["rows_with"].sum()) for each in sums] == [128, 128, 128]
+    assert [sorted(path.name for path in (tmp_path / name).glob("drawn*")) for name in ("one", "two")] == [["drawn0"], ["drawn0"]]
+    assert len(list((tmp_path / "two" / "plots").glob("*.png"))) == 6
     for folder in ("sae", "sae_best"):
         pair = [load_sae(str(tmp_path / name / folder)) for name in ("one", "two")]
         assert pair[0].about["step"] == pair[1].about["step"]

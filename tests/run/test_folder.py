@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sae_lightning.errors import InputError
-from sae_lightning.run.folder import existing, log_file, rank, recorded_config, remove_traces, run_id, run_name
+from sae_lightning.run.folder import beside_database, existing, log_file, rank, recorded_config, remove_traces, run_id, run_name
 
 
 def config(model: str, settings: dict, **more):
@@ -64,6 +64,12 @@ def test_rank_and_log_file():
     assert rank({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}) == 2
     assert rank({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "LOCAL_RANK": "1"}) == 1
     assert (log_file("a", 0), log_file("a", 2)) == ("a/training.log", "a/training.rank2.log")
+
+
+def test_files_of_mlflow_lie_beside_its_database():
+    assert beside_database("sqlite:////runs/a/mlflow.db") == "/runs/a/mlflow"
+    assert beside_database("sqlite:///runs/a/mlflow.db") == str(Path.cwd() / "runs/a/mlflow")
+    assert [beside_database(uri) for uri in ("http://mlflow:5000", "databricks", None)] == [None] * 3
 
 
 def run_folder(root: Path) -> Path:
