@@ -230,10 +230,15 @@ def _matched(of: Mapping[str, _Curves], l0: float) -> Iterator[Matched]:
 def _front(curves: _Curves, is_less: bool) -> dict[int, list[Piece]]:
     """By seed."""
     validated, scored = (
-        {lr: {seed: front(curve, less) for seed, curve in of_rate.items()} for lr, of_rate in of.items()}
+        {lr: {seed: front(curve, less) for seed, curve in of_rate.items() if len(dict(curve)) > 1} for lr, of_rate in of.items()}
         for of, less in ((curves.validated, curves.is_less_chosen), (curves.scored, is_less))
     )
-    return joined(scored, lambda l0: _rate(validated, l0, curves.is_less_chosen))
+
+    def choose(l0: float) -> float | None:
+        reached = [{math.isnan(at(curve, l0)) for curve in of_rate.values()} for of in (validated, scored) for of_rate in of.values()]
+        return _rate(validated, l0, curves.is_less_chosen) if all(len(one) < 2 for one in reached) else None
+
+    return joined(scored, choose)
 
 
 def _area(name: str, ours: Mapping[int, Sequence[Piece]], baseline: Mapping[int, Sequence[Piece]]) -> Area:

@@ -63,6 +63,7 @@ def joined(curves: Mapping[Rate, Mapping[int, Curve]], choose: Callable[[float],
     """One front for each seed out of those of several learning rates: between any two neighbouring L0 of all points, that of one rate.
 
     curves: by learning rate and seed. choose: the rate at an L0, asked for the middle of two neighbours in log L0; None: no piece.
+    Where that leaves gaps, the front is the longest part without one.
     """
     knots = sorted({l0 for of_rate in curves.values() for curve in of_rate.values() for l0, _ in curve})
     found: dict[int, list[Piece]] = {seed: [] for of_rate in curves.values() for seed in of_rate}
@@ -72,7 +73,17 @@ def joined(curves: Mapping[Rate, Mapping[int, Curve]], choose: Callable[[float],
             piece = (low, at(curve, low)), (high, at(curve, high))
             if not math.isnan(piece[0][1] + piece[1][1]):
                 found[seed].append(piece)
-    return found
+    return {seed: _longest(pieces) for seed, pieces in found.items()}
+
+
+def _longest(pieces: Sequence[Piece]) -> list[Piece]:
+    """In log L0, of the parts in which each piece begins where the one before it ends."""
+    parts: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if parts[-1] and parts[-1][-1][1][0] != piece[0][0]:
+            parts.append([])
+        parts[-1].append(piece)
+    return max(parts, key=lambda part: part[-1][1][0] / part[0][0][0] if part else 0.0)
 
 
 def mean_over(pieces: Sequence[Piece], low: float, high: float) -> float:

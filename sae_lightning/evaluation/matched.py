@@ -29,7 +29,7 @@ The protocol:
  - The Pareto front of an architecture, learning rate and seed: the jobs that none of them beats at as few active latents, interpolated
    in log L0, and flat from there to the most active latents that were tried. The front of an architecture and seed is, between any two
    neighbouring L0 of its points, that of the learning rate which is best in the middle (of log L0), chosen as above by the fronts of the
-   validation's number.
+   validation's number. An L0 that a learning rate reaches with some of its seeds only is left out: there, rates cannot be compared.
  - Area between two fronts: ∫ (score − baseline's score) d log L0 / (log L0_max − log L0_min) over the range of L0 that the fronts of all
    paired seeds of both have in common; by seed, then mean and interval as above.
  - A job that failed or diverged, and a seed that is missing, are named, and leave their pairs out.

@@ -125,7 +125,8 @@ def figure(of: Comparison) -> "Figure":
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize=8)
-    right.set_xlim(places[0] / 1.4, places[-1] * 1.4)
+    ends = [end for area in of.areas for end in (area.low, area.high) if end is not None]
+    right.set_xlim(min(places + ends) / 1.1, max(places + ends) * 1.1)
     return made
 
 
