@@ -107,6 +107,8 @@ def read(argv: Sequence[str]) -> Request:
     said = dict(own)
     if len(said) < len(own):
         raise InputError("a word is there twice: give all values in one, lr=3e-4,1e-3")
+    if sweeper := next((word for key, word in words if key == SWEEPER), None):
+        raise InputError(f"{sweeper}: architectures are compared over grids, leave this word out")
     others = [word for key, word in words if key not in said]
     if folders and (wrong := next((key for key, _ in words if key not in ("l0", "metric", "direction", "to")), None)):
         raise InputError(f"{wrong}=… belongs to a training: with folders of sweeps there are l0, metric, direction and to")
@@ -176,23 +178,22 @@ def plan(request: Request, root: Path) -> list[Sweep]:
 
 
 def _sweep(request: Request, model: str, composer: Composer, others: Sequence[Override]) -> Sweep:
-    cfg = validate(composer, [f"model={model}", *request.others], multirun=True)
-    if cfg.hydra.runtime.choices.get(SWEEPER) != "grid":
-        raise InputError(f"an architecture is compared over a grid: leave {SWEEPER} out")
+    begin = [f"{SWEEPER}=grid", f"model={model}"]
+    cfg = validate(composer, [*begin, *request.others], multirun=True)
     knob = next((name for name in KNOBS if cfg.model.get(name) is not None), None)
     if knob is None:
         raise InputError(f"model={model} has none of {', '.join(KNOBS)}: train it by itself, and give the folders of sweeps")
     if any(o.get_key_element() == f"model.{knob}" for o in others):
         raise InputError(f"model.{knob}=… is what is varied: say knob.{model}=…")
     values = request.knobs.get(model) or ",".join(f"{value:.4g}" for value in _grid(request.l0, knob, model, cfg))
-    words = [f"{SWEEPER}=grid", f"model={model}", f"model.{knob}={values}"]
+    words = [*begin, f"model.{knob}={values}"]
     is_null = str(cfg.model.get("_target_")).startswith("sae_lightning.models.null.")
     if request.lr is not None and not is_null:
         words.append(f"optimizer.lr={request.lr}")
     if request.seeds is not None:
         words.append(f"seed={','.join(map(str, range(request.seeds)))}")
     name = None if cfg.sweep.name is None else f"{cfg.sweep.name}-{model}"
-    words += [f"sweep.name={name}" if o.key_or_group == "sweep.name" else str(o.input_line) for o in others if o.key_or_group != SWEEPER]
+    words += [f"sweep.name={name}" if o.key_or_group == "sweep.name" else str(o.input_line) for o in others]
     validate(composer, words, multirun=True)
     return Sweep(model, words, Path(str(cfg.paths.multirun)) / sweep_name(name, words), bool(cfg.sweep.dry_run))
 

@@ -11,7 +11,7 @@ import pytest
 
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.comparison import Comparison, compare
-from sae_lightning.evaluation.matched import main, plan, read
+from sae_lightning.evaluation.matched import Sweep, main, plan, read
 from sae_lightning.sweeps import results
 from sae_lightning.sweeps.results import Result, Results
 from tests.runs import ROOT, SMALL
@@ -274,7 +274,7 @@ def test_one_seed_and_nothing_in_common_still_leave_files(tmp_path, capsys):
         ("model=topk,rleu l0=8", "did you mean relu"),
         ("model=topk l0=8", "alone has nothing to be compared with"),
         ("model=topk,relu l0=8 dta=synthetic", "did you mean data=synthetic"),
-        ("model=topk,relu l0=8 hydra/sweeper=optuna", "leave hydra/sweeper out"),
+        ("model=topk,relu l0=8 hydra/sweeper=optuna", "leave this word out"),
         ("model=topk,relu l0=8.5", "model.k must be an integer"),
         ("--l0=8", "there is no flag --l0=8"),
         ("nowhere", "nowhere is not the folder of a sweep"),
@@ -296,21 +296,14 @@ def test_it_is_typed_where_train_py_is(tmp_path, capsys):
 
 
 def test_each_architecture_has_a_grid_of_its_own():
-    words = "model=topk,relu,usage_kl,gated,pca l0=16,8 seeds=2 lr=1e-3,3e-3 knob.gated=0.1,0.2 data.d=32 sweep.name=mine"
-    found = {sweep.model: sweep for sweep in plan(read(words.split()), ROOT)}
-    tail = ["optimizer.lr=1e-3,3e-3", "seed=0,1", "data.d=32"]
-    assert found["topk"].words == [
-        "hydra/sweeper=grid",
-        "model=topk",
-        "model.k=6,8,16,20",
-        *tail,
-        "sweep.name=mine-topk",
-    ]  # 8/1.25, 16 · 1.25
-    assert found["topk"].folder == Path("multirun/mine-topk")
-    assert found["relu"].words[2] == "model.sparsity=0.01,0.03162,0.1,0.3162,1"  # conf/sweep/space/relu: 0.01 to 1
-    assert found["usage_kl"].words[2] == "model.usage=0.001,0.003162,0.01,0.03162,0.1"
-    assert found["gated"].words[2] == "model.sparsity=0.1,0.2"
-    assert found["pca"].words[2:] == ["model.k=6,8,16,20", "seed=0,1", "data.d=32", "sweep.name=mine-pca"]  # nothing of it has a rate
+    words = "model=relu,pca l0=16,8 seeds=2 lr=1e-3,3e-3 data.d=32 sweep.name=mine"
+    relu, pca = plan(read(words.split()), ROOT)
+    grid = "model.sparsity=0.01,0.03162,0.1,0.3162,1"  # conf/sweep/space/relu: from 0.01 to 1
+    tail = ["seed=0,1", "data.d=32"]
+    assert relu.words == ["hydra/sweeper=grid", "model=relu", grid, "optimizer.lr=1e-3,3e-3", *tail, "sweep.name=mine-relu"]
+    assert relu.folder == Path("multirun/mine-relu")
+    # 8/1.25 and 16 · 1.25 outside; nothing of a null model has a learning rate
+    assert pca.words == ["hydra/sweeper=grid", "model=pca", "model.k=6,8,16,20", *tail, "sweep.name=mine-pca"]
 
 
 def test_forms_of_one_architecture_can_be_compared():
@@ -318,17 +311,26 @@ def test_forms_of_one_architecture_can_be_compared():
     assert found.words == ["hydra/sweeper=grid", "model=topk", "model.k=1,2", "seed=3,4", "dictionary.expansion_factor=4,8"]
 
 
-def test_a_training_that_is_stopped_stops_all(capsys, monkeypatch):
+def test_a_training_that_is_stopped_stops_all(tmp_path, capsys, monkeypatch):
     trained = []
+    monkeypatch.setattr("sae_lightning.evaluation.matched.plan", lambda *_: [Sweep(m, [], tmp_path, False) for m in ("topk", "relu")])
     monkeypatch.setattr("sae_lightning.evaluation.matched.train", lambda sweep, _: trained.append(sweep.model) or 143)
-    assert main(["model=topk,batch_topk", "l0=8"], ROOT) == 143
+    assert main(["model=topk,relu", "l0=8", f"to={tmp_path}"], ROOT) == 143
     assert trained == ["topk"] and "type the same command again" in capsys.readouterr().err
+
+
+def test_a_sweep_with_failed_jobs_is_compared_and_told(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sae_lightning.evaluation.matched.plan", lambda *_: [Sweep("topk", [], Path(folder), False) for folder in folders])
+    monkeypatch.setattr("sae_lightning.evaluation.matched.train", lambda sweep, _: 2)
+    assert main(["model=topk,jumprelu", "l0=8", f"to={tmp_path}/out"], ROOT) == 1
+    assert "3 of 15 trainings of topk do not count" in capsys.readouterr().out
 
 
 # Slow: two commands that import torch, with four trainings each.
 @pytest.mark.slow
 def test_two_architectures_are_trained_and_compared(tmp_path, capfd):
-    words = f"model=topk,jumprelu seeds=2 lr=3e-3 l0=4 knob.topk=2,8 knob.jumprelu=2,8 {SMALL} nulls=false callbacks=[final_validation,trial,export]"
+    small = f"{SMALL} evaluate=[reconstruction] nulls=false callbacks=[final_validation,trial,export]"
+    words = f"model=topk,jumprelu seeds=2 lr=3e-3 l0=4 knob.topk=2,8 knob.jumprelu=2,8 {small}"
     assert main([*words.split(), f"paths.multirun={tmp_path}/multirun", f"to={tmp_path}/out"], ROOT) == 0
     found = json.loads((tmp_path / "out/matched.json").read_text())
     assert [(job["architecture"], job["knob"], job["seed"], job["state"]) for job in found["jobs"]] == [
