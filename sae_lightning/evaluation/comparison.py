@@ -115,7 +115,7 @@ def compare(sweeps: Sequence[Results], metric: str, is_less_better: bool, l0: Se
     at_l0 = [one for place in places for one in _matched(curves, place)]
     fronts = {name: _front(of, is_less_better) for name, of in curves.items()}
     areas = [_area(name, fronts[name], fronts[names[0]]) for name in names[1:]]
-    notes = [*_of_jobs(jobs), *_of_rates(usable, names, at_l0), *_of_places(at_l0, areas)]
+    notes = [*_of_jobs(jobs), *_of_rates(usable, names, at_l0), *_of_places(usable, at_l0, areas)]
     return Comparison(metric, is_less_better, chosen_by, jobs, fronts, at_l0, areas, notes)
 
 
@@ -282,11 +282,12 @@ def _of_rates(jobs: Sequence[Trained], names: Sequence[str], at_l0: Sequence[Mat
                 yield f"the best learning rate of {name} is the {edge} of its grid, {lr:g}, at L0 {', '.join(places)}: a wider grid may do better"
 
 
-def _of_places(at_l0: Sequence[Matched], areas: Sequence[Area]) -> Iterator[str]:
-    for one in at_l0:
-        if one.outside:
-            seeds = f"seed{'s' if len(one.outside) > 1 else ''} {', '.join(map(str, one.outside))}"
-            yield f"{one.architecture} does not reach L0 {one.l0:g} with {seeds}: nothing is extrapolated"
+def _of_places(jobs: Sequence[Trained], at_l0: Sequence[Matched], areas: Sequence[Area]) -> Iterator[str]:
+    for name in dict.fromkeys(one.architecture for one in at_l0 if one.outside):
+        places = [(f"{one.l0:g}", ", ".join(map(str, one.outside))) for one in at_l0 if one.architecture == name and one.outside]
+        found = [job.scored[0] for job in jobs if job.architecture == name and job.scored]
+        said = ", ".join(f"L0 {l0} (seed {seeds})" for l0, seeds in places)
+        yield f"{name} does not reach {said}: it has L0 {min(found):.4g} to {max(found):.4g}, and nothing is extrapolated"
     for area in areas:
         if area.difference is None:
             yield f"the fronts of {area.architecture} and the baseline have no range of L0 in common"

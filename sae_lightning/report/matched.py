@@ -106,7 +106,7 @@ def _as_json(found: Paired | None) -> dict[str, float | None] | None:
 def figure(of: Comparison) -> "Figure":
     """The fronts of all seeds with every job as a point; beside them the differences at each L0, and the area between fronts."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     made = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = made.subplots(1, 2)
@@ -120,11 +120,13 @@ def figure(of: Comparison) -> "Figure":
     right.axhline(0, color="black", linewidth=0.8)
     places = sorted({one.l0 for one in of.matched})
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="L0", xticks=places)
+        axes.set(xscale="log", xlabel="L0")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize=8)
+    left.xaxis.set_major_locator(LogLocator(base=2))
+    right.set_xticks(places)
     ends = [end for area in of.areas for end in (area.low, area.high) if end is not None]
     right.set_xlim(min(places + ends) / 1.1, max(places + ends) * 1.1)
     return made
@@ -143,12 +145,11 @@ def _differences(axes: "Axes", of: Comparison, name: str, i: int) -> None:
     shift = 1.03 ** (i - len(of.architectures) / 2)
     found = [(one.l0 * shift, one.difference) for one in of.matched if one.architecture == name and one.difference]
     means, errors = [d.mean for _, d in found], [0 if math.isnan(d.low) else d.mean - d.low for _, d in found]
-    colour = f"C{i % 10}"
-    axes.errorbar([x for x, _ in found], means, errors, fmt="o", color=colour, capsize=3, markersize=4, label=name)
-    area = next(area for area in of.areas if area.architecture == name)
+    colour, area = f"C{i % 10}", next(area for area in of.areas if area.architecture == name)
+    label = name if area.difference is None else f"{name}; mean over log L0: {area.difference.mean:+.3g}"
+    axes.errorbar([x for x, _ in found], means, errors, fmt="o", color=colour, capsize=3, markersize=4, label=label)
     if area.difference is None or area.low is None or area.high is None:
         return
-    ends, found_area = [area.low, area.high], area.difference
-    axes.plot(ends, [found_area.mean] * 2, "--", color=colour, linewidth=1, label=f"{name}, mean over log L0: {found_area.mean:+.3g}")
-    if not math.isnan(found_area.low):
-        axes.fill_between(ends, found_area.low, found_area.high, color=colour, alpha=0.12, linewidth=0)
+    axes.plot([area.low, area.high], [area.difference.mean] * 2, "--", color=colour, linewidth=1)
+    if not math.isnan(area.difference.low):
+        axes.fill_between([area.low, area.high], area.difference.low, area.difference.high, color=colour, alpha=0.12, linewidth=0)

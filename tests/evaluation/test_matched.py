@@ -87,7 +87,7 @@ def test_what_a_curve_does_not_reach_has_no_score_and_is_said():
     assert [len(one.scores) for one in found.matched] == [0, 0, 2, 2, 0, 0]
     assert [one.outside for one in found.matched] == [[0, 1], [0, 1], [], [], [0, 1], [0, 1]]
     assert found.matched[1].difference is None
-    assert "jumprelu does not reach L0 33 with seeds 0, 1: nothing is extrapolated" in found.notes
+    assert "jumprelu does not reach L0 3 (seed 0, 1), L0 33 (seed 0, 1): it has L0 4 to 32, and nothing is extrapolated" in found.notes
 
 
 def test_the_learning_rate_is_that_of_the_validation_and_the_same_for_all_seeds():
@@ -241,7 +241,7 @@ def test_sweeps_that_are_there_are_compared(folders, tmp_path, capsys):
     assert float(lines[3]["difference_mean"]) == pytest.approx(found["matched"][3]["difference"]["mean"])
     assert (tmp_path / "out/matched.png").read_bytes().startswith(b"\x89PNG")
     assert "3 of 15 trainings of topk do not count: topk k=64 lr 0.001 seed 0 (failed), topk k=64 lr 0.001 seed 1 (missing)" in said
-    assert "jumprelu does not reach L0 64 with seeds 0, 1, 2" in said
+    assert "jumprelu does not reach L0 64 (seed 0, 1, 2): it has L0 4 to 32" in said
     assert " better " in said and "Traceback" not in said
 
 
