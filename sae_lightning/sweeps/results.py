@@ -15,6 +15,9 @@ from sae_lightning.files import replacing
 from sae_lightning.run.composer import parsed
 from sae_lightning.sweeps.jobs import objectives as of_config
 
+KNOWN = {"model": "hydra.runtime.choices.model", "seed": "seed", "optimizer.lr": "optimizer.lr"}
+"""Settings that every job has, and where the record of a sweep holds what they are without a word."""
+
 
 class Result(NamedTuple):
     """A job. `settings`: what it has otherwise than others, as it was typed; `metrics`: of its last validation and of its scores, by name."""
@@ -35,12 +38,13 @@ class Result(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of a whole sweep. `objectives`: metric → minimize or maximize."""
+    """Of a whole sweep. `objectives`: metric → minimize or maximize; `common`: what all jobs have alike: words, and KNOWN, typed or not."""
 
     folder: Path
     objectives: dict[str, str]
     one_at_a_time: bool
     jobs: list[Result]
+    common: dict[str, Any]
 
     @property
     def varied(self) -> list[str]:
@@ -69,9 +73,10 @@ def read(folder: Path) -> Results:
     jobs = sorted(_jobs(folder, list(objectives)), key=lambda job: job.number)
     if not jobs:
         raise InputError(f"{folder} has no job yet")
-    common = {key for key, value in jobs[0].settings.items() if all(job.settings.get(key) == value for job in jobs)}
+    common = {key: value for key, value in jobs[0].settings.items() if all(job.settings.get(key) == value for job in jobs)}
     jobs = [job._replace(settings={key: value for key, value in job.settings.items() if key not in common}) for job in jobs]
-    return Results(folder, objectives, bool(settings.get("one_at_a_time", False)), jobs)
+    known = {name: value for name, key in KNOWN.items() if (value := OmegaConf.select(config, key)) is not None}
+    return Results(folder, objectives, bool(settings.get("one_at_a_time", False)), jobs, known | common)
 
 
 def write(results: Results) -> Path:
