@@ -12,6 +12,8 @@ import torch
 from torch.testing import assert_close
 
 from sae_lightning.load import load_sae
+from tests.callbacks.curves import curves
+from tests.loggers.offline import read as offline_run
 from tests.runs import ROOT, SMALL
 from tests.transformers.tiny_gpt2 import SENTENCES, save_parquet, save_tiny_gpt2
 
@@ -81,10 +83,29 @@ def test_evaluating_a_run_again_gives_the_same_and_changes_only_scores(example: 
 # Slow: three processes that import torch, two of them ranks.
 @pytest.mark.slow
 def test_two_ranks_leave_one_run_that_is_the_run_of_one_process(example: Path, tmp_path: Path) -> None:
-    two = trained(f"{SMALL} model.k=4 strategy=ddp trainer.devices=2", tmp_path)
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home"), "WANDB_API_KEY": ""}
+    two = trained(f"{SMALL} model.k=4 strategy=ddp trainer.devices=2 logger=[csv,wandb]", tmp_path, **offline)
     assert [name for name in LEFT if not (two / name).exists()] == []
     assert len(list(two.parent.iterdir())) == 1
+    expected = curves(example / "metrics.csv")
+    (file,) = two.glob("wandb/offline-run-*/run-*.wandb")  # of rank 0 alone
+    history = [row for row in offline_run(file).history if "trainer/global_step" in row]
+    logged = {(int(row["trainer/global_step"]), name): value for row in history for name, value in row.items()}
     assert (two / "metrics.csv").read_text().count("\n40,val/mse,") == 1
+    assert {key for key in expected if not key[1].startswith("hardware/")} <= logged.keys()
+    names = [
+        "train/mse",
+        "val/mse",
+        "val/explained_variance",
+        "train/dead",
+        "gradients/norm",
+        "parameters/norm",
+        "details/rows",
+        "loss/reconstruction",
+    ]
+    same = {key: value for key, value in expected.items() if key[1] in names}
+    assert {name for _, name in same} == set(names)
+    assert {key: logged[key] for key in same} == pytest.approx(same, rel=1e-3)
     one, other = load_sae(example / "sae"), load_sae(two / "sae")
     assert_close(dict(other.named_buffers()), dict(one.named_buffers()), rtol=1e-3, atol=1e-4)
 

@@ -24,7 +24,8 @@ from tests.run.test_resume_exact import assert_same
 from tests.runs import QUIET, fit
 from tests.transformers.tiny_gpt2 import SENTENCES, save_tiny_gpt2
 
-KILLS = 20
+KILLS = int(os.environ.get("KILLS", "10"))
+"""Of each kind; more with KILLS=100 in the environment."""
 
 
 def killed(work: Callable[[Path], None], root: Path, longest: float, earliest: float = 0.0) -> Iterator[Path]:

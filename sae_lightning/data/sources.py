@@ -83,9 +83,7 @@ def harvested(
             raise InputError(
                 "data.last_batch and data.shards_at_once are of a store, and data.mode=live has none: set them to fill and null"
             )
-        live = LiveDataModule(harvest, trained[0], batch_size, validation_rows, pool_rows, scale, seed, others=trained[1:], views=views)
-        live.kept_in = Path(stores) / KEPT
-        return live
+        return LiveDataModule(harvest, trained[0], batch_size, validation_rows, pool_rows, scale, seed, others=trained[1:], views=views)
     made = ActivationDataModule(
         harvest,
         trained[0],

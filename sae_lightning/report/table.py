@@ -43,12 +43,12 @@ HEADLINES = (
 def table(scores: Mapping[str, Mapping[str, float]], title: str | None = None, names: tuple[str, ...] = HEADLINES) -> Table:
     """One line for each of `names` that somebody has, one column for each thing that was evaluated."""
     made = Table(title=title, title_justify="left")
-    made.add_column("held-out rows")
+    shown = [name for name in names if any(name in values for values in scores.values())]
+    made.add_column("held-out rows", no_wrap=True, min_width=max(map(len, shown), default=0))
     for row in scores:
         made.add_column(row.replace("_", " "), justify="right")
-    for name in names:
-        if any(name in values for values in scores.values()):
-            made.add_row(name, *(number(values.get(name)) for values in scores.values()))
+    for name in shown:
+        made.add_row(name, *(number(values.get(name)) for values in scores.values()))
     return made
 
 

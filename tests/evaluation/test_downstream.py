@@ -114,7 +114,7 @@ def test_every_number_against_a_slow_computation(data, sae, tiny_transformer, to
         expected[f"kl_at_position_{name}"] = float(divergences[where].mean())
     assert values.keys() == expected.keys()
     for name, value in expected.items():
-        assert_close(values[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(values[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
     assert values["kl"] > 0.01  # this SAE does damage
 
 

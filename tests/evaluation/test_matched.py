@@ -12,6 +12,7 @@ import pytest
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.comparison import Comparison, compare
 from sae_lightning.evaluation.matched import Sweep, main, plan, read
+from sae_lightning.evaluation.scores import SCHEMA
 from sae_lightning.sweeps import results
 from sae_lightning.sweeps.results import Result, Results
 from tests.runs import ROOT, SMALL
@@ -215,7 +216,7 @@ def folder(at: Path, jobs: list[Result], **config) -> Path:
         validated = {name: value for name, value in one.metrics.items() if name.startswith("val/")}
         (of_job / "run.json").write_text(json.dumps({"status": one.status, "step": 1, "metrics": validated}))
         scores = {name: value for name, value in one.metrics.items() if not name.startswith("val/")}
-        (of_job / "scores.json").write_text(json.dumps({"sae": scores}))
+        (of_job / "scores.json").write_text(json.dumps({"schema": SCHEMA, "scores": {"sae": scores}}))
     return at
 
 
@@ -326,16 +327,16 @@ def test_a_sweep_with_failed_jobs_is_compared_and_told(folders, tmp_path, capsys
     assert "3 of 15 trainings of topk do not count" in capsys.readouterr().out
 
 
-# Slow: two commands that import torch, with four trainings each.
+# Slow: two commands that import torch, with six trainings in all.
 @pytest.mark.slow
 def test_two_architectures_are_trained_and_compared(tmp_path, capfd):
     small = f"{SMALL} evaluate=[reconstruction] nulls=false callbacks=[final_validation,trial,export]"
-    words = f"model=topk,jumprelu seeds=2 lr=3e-3 l0=4 knob.topk=2,8 knob.jumprelu=2,8 {small}"
+    words = f"model=topk,jumprelu seeds=2 lr=3e-3 l0=4 knob.topk=2,8 knob.jumprelu=4 {small}"
     assert main([*words.split(), f"paths.multirun={tmp_path}/multirun", f"to={tmp_path}/out"], ROOT) == 0
     found = json.loads((tmp_path / "out/matched.json").read_text())
     assert [(job["architecture"], job["knob"], job["seed"], job["state"]) for job in found["jobs"]] == [
         *(("topk", f"k={k}", seed, "finished") for k in (2, 8) for seed in (0, 1)),
-        *(("jumprelu", f"target_l0={k}", seed, "finished") for k in (2, 8) for seed in (0, 1)),
+        *(("jumprelu", "target_l0=4", seed, "finished") for seed in (0, 1)),
     ]
     topk, jumprelu = found["matched"]
     assert (topk["l0"], topk["architecture"], topk["lr"], list(topk["scores"])) == (4, "topk", 3e-3, ["0", "1"])

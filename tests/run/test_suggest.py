@@ -83,7 +83,7 @@ def slips(composer: Composer, draw: random.Random) -> Iterator[tuple[list[str], 
 def test_a_slip_of_one_letter_finds_its_name(config_name):
     composer = Composer(CONF, config_name)
     misses, total = [], 0
-    for chosen, word, right in itertools.islice(slips(composer, random.Random(0)), 0, None, 3):
+    for chosen, word, right in itertools.islice(slips(composer, random.Random(0)), 0, None, 6):
         total += 1
         with pytest.raises(InputError) as caught:
             validate(composer, [*chosen, word])
@@ -91,5 +91,5 @@ def test_a_slip_of_one_letter_finds_its_name(config_name):
         if not re.search(rf"(did you mean|now;) {re.escape(right)}(?![\w.])", said):
             misses.append(f"{chosen}: {said}")
     print(f"{config_name}: {total - len(misses)} of {total} right")
-    assert total > 40
+    assert total > 20
     assert len(misses) <= 0.05 * total, "\n".join(misses)
