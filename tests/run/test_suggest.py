@@ -54,11 +54,11 @@ def place(composer: Composer, group: str) -> list[str]:
 
 
 def slips(composer: Composer, draw: random.Random) -> Iterator[tuple[list[str], str, str]]:
-    """(choices, what was typed, what should be suggested), for every group, every option, and every leaf that any option has."""
+    """(choices, what was typed, what should be suggested), for every group, every option, and every leaf that a third of the options have."""
     groups = {group: options for group, options in composer.groups.items() if not group.startswith("hydra")}
     names: set[str] = set()
-    choices = [[]] + [[*place(composer, group), f"{group}={option}"] for group, options in groups.items() for option in options]
-    for chosen in choices:
+    choices = [[*place(composer, group), f"{group}={option}"] for group, options in groups.items() for option in options]
+    for chosen in [[], *choices[::3]]:
         try:
             here = {name for name in leaves(composer.compose(chosen)) if not name.startswith("hydra.")}
         except InputError:  # what conf/ itself has wrong is for test_conf.py
@@ -83,7 +83,7 @@ def slips(composer: Composer, draw: random.Random) -> Iterator[tuple[list[str], 
 def test_a_slip_of_one_letter_finds_its_name(config_name):
     composer = Composer(CONF, config_name)
     misses, total = [], 0
-    for chosen, word, right in itertools.islice(slips(composer, random.Random(0)), 0, None, 6):
+    for chosen, word, right in itertools.islice(slips(composer, random.Random(0)), 0, None, 3):
         total += 1
         with pytest.raises(InputError) as caught:
             validate(composer, [*chosen, word])
