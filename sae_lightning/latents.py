@@ -63,6 +63,12 @@ class Latents(abc.ABC):
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """Every value, stored or not."""
 
+    def active(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Row, latent and value of all that is active, row by row."""
+        values = self.dense()
+        rows, latents = (values > 0).nonzero(as_tuple=True)
+        return rows, latents, values[rows, latents]
+
 
 @dataclass(frozen=True, eq=False)
 class Dense(Latents):
@@ -131,6 +137,10 @@ class Sparse(Latents):
     def dense(self) -> Tensor:
         empty = self.values.new_zeros(len(self.entries.offsets), self.entries.d_sae)
         return empty.index_put((self.entries.rows, self.entries.latents), self.values)
+
+    def active(self) -> tuple[Tensor, Tensor, Tensor]:
+        at = (self.values > 0).nonzero()[:, 0]
+        return self.entries.rows[at], self.entries.latents[at], self.values[at]
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ from sae_lightning.loggers.names import add_names_, check_names
 from sae_lightning.models.base import SAE
 from sae_lightning.models.start import check_start, check_views
 from sae_lightning.module import SAEModule
+from sae_lightning.report.run_page import Page
 from sae_lightning.run.check import OF_BUILD
 from sae_lightning.run.checkpoints import newest
 from sae_lightning.run.instantiate import instantiate
@@ -168,6 +169,11 @@ def build_data(cfg: DictConfig) -> RowsDataModule:
 def build_evaluations(cfg: DictConfig) -> dict[str, Evaluation]:
     """By name, in the order of the configuration."""
     return build_all(cfg.get("evaluate"))
+
+
+def build_page(cfg: DictConfig) -> Page | None:
+    """Of a run; None where none is wanted."""
+    return None if cfg.report is None else instantiate(cfg.report)
 
 
 def build_all(group: DictConfig | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import exported, load_sae
 from sae_lightning.ranks import part
 from sae_lightning.report.table import table
-from sae_lightning.run.build import build_data, build_evaluations
+from sae_lightning.run.build import build_data, build_evaluations, build_page
 from sae_lightning.run.folder import rank, recorded_config
 
 NULL_RUN = "random_transformer"
@@ -52,7 +52,7 @@ def score_all(cfg: DictConfig) -> None:
     chosen = subjects(cfg.run, cfg.sae)
     nulls = [] if cfg.null_run is None else subjects(str(cfg.null_run), None)
     recorded = {subject.run: recorded_config(subject.run) for subject in [*chosen, *nulls]}
-    evaluations = build_evaluations(cfg)
+    evaluations, page = build_evaluations(cfg), build_page(cfg)
     if not evaluations:
         return
     others = {}
@@ -62,7 +62,10 @@ def score_all(cfg: DictConfig) -> None:
     for i, (subject, name) in enumerate(zip(chosen, _names(chosen), strict=True)):
         if data is None or subject.run != chosen[i - 1].run:
             data = _data(recorded[subject.run])
-        found[name] = _score(cfg, subject, data, evaluations, others)["sae"]
+        scores = _score(cfg, subject, data, evaluations, others)
+        if page is not None:
+            print(f"page    {_short(page(load_sae(subject.sae), data, scores, subject.run, subject.folder))}", flush=True)
+        found[name] = scores["sae"]
     if len(found) > 1:
         Console().print(table(found, title=f"{len(found)} SAEs"))
 

@@ -1,0 +1,219 @@
+"""The page of a run: one html file that opens from disk, with curves, scores, plots and a browser of its features."""
+
+import base64
+import csv
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sae_lightning.data.rows import RowsDataModule
+from sae_lightning.errors import InputError
+from sae_lightning.evaluation.scores import Scores
+from sae_lightning.evaluation.units import unit
+from sae_lightning.files import write_text
+from sae_lightning.inference import InferenceSAE
+from sae_lightning.report import features
+from sae_lightning.report.table import HEADLINES, number
+
+POINTS = 600
+"""Of a curve, at most."""
+PER_CHUNK = 256
+"""Latents whose contexts are decoded together."""
+
+
+class Panel(NamedTuple):
+    """Curves that are drawn together: names that fit `curves`, of which those that fit `shown` are visible at first."""
+
+    title: str
+    curves: str
+    shown: str
+
+
+PANELS = (
+    Panel("loss terms", r"(train/|val/)?loss(/.*)?", r"train/loss|val/loss|loss/.*"),
+    Panel("L0 and sparsity", r"(train|val)/(l0|l1|explained_variance)|[a-z_]+/(dual|running_l0|tau|penalty_weight|l0_gap|violation)",
+          r"(train|val)/l0|.*/running_l0"),
+    Panel("dead latents and density", r"(train|val)/(dead|dead_pct|alive)|sparsity/.*", r"(train|val)/dead_pct"),
+    Panel("gradients and latents", r"gradients/(norm|norm_clipped|max|std)|parameters/norm|(train|val)/(latents_.*|mean_magnitude)|.*/threshold_mean",
+          r"gradients/norm|train/latents_norm|parameters/norm"),
+    Panel("speed and hardware", r"time/.*|hardware/.*", r"time/(step_ms|data_wait_pct)|hardware/(cpu_pct|gpu_utilisation_pct)"),
+)  # fmt: skip
+
+
+class Page:
+    """Writes report.html into the folder of a run: `latents` features at most, by the first `rows` held-out rows.
+
+    Errors: InputError for numbers that are not positive.
+    """
+
+    def __init__(self, rows: int = 65_536, latents: int = 25_000):
+        if rows < 1 or latents < 1:
+            raise InputError(f"report: rows={rows} and latents={latents} must be positive")
+        self.rows, self.latents = rows, latents
+
+    def __call__(self, sae: InferenceSAE, data: RowsDataModule, scores: Scores, run: Path, folder: Path) -> Path:
+        """`run`: where the curves and the configuration are; `folder`: where the page goes, and the pictures are. Returns its path."""
+        import jinja2
+
+        found, chunks = self._features(sae, data)
+        panels = [panel for panel in curves(run / "metrics.csv") if panel["curves"]]
+        told = {"panels": panels, "features": found}
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("sae_lightning.report"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+        )
+        rows = list(scores)
+        page = environment.get_template("run.html").render(
+            title=f"{run.resolve().parent.name} · {run.resolve().name}", lead=_lead(sae, data), configuration=_configuration(run), panels=panels,
+            rows=[row.replace("_", " ") for row in rows], nulls=len(rows) > 1, scores=list(_lines(scores)), pictures=list(_pictures(run, folder)),
+            features=found, features_about=self._about(found, sae), data=_json(told), chunks=chunks, plotly=_plotly(),
+        )  # fmt: skip
+        write_text(folder / "report.html", page)
+        return folder / "report.html"
+
+    def _about(self, found: Mapping[str, Any] | None, sae: InferenceSAE) -> str:
+        if found is None:
+            return ""
+        few = "" if found["n"] == found["living"] else f", {found['n']} of them drawn at random"
+        return f"{found['living']} of {sae.d_sae} latents are active in {found['rows']} held-out rows{few}."
+
+    def _features(self, sae: InferenceSAE, data: RowsDataModule) -> tuple[dict[str, Any] | None, list[str]]:
+        """What the page's script reads, and the contexts, by chunks."""
+        active = features.active(sae, data, self.rows)
+        count = np.diff(active.starts)
+        latents = features.shown(count, self.latents)
+        if not len(latents):
+            return None, []
+        largest, total = np.zeros(len(count), np.float32), np.bincount(active.latent, active.value, len(count))
+        np.maximum.at(largest, active.latent, active.value)
+        ids = torch.from_numpy(latents)
+        near, cosines = features.neighbours(sae, ids)
+        made: dict[str, Any] = {
+            "n": len(latents), "living": int((count > 0).sum()), "rows": active.rows, "bins": features.BINS, "n_near": near.shape[1],
+            "latents": _packed(latents, "<u4"), "density": _packed(count[latents] / active.rows, "<f4"),
+            "mean": _packed((total / np.maximum(count, 1))[latents], "<f4"), "max": _packed(largest[latents], "<f4"),
+            "histogram": _packed(features.histograms(active, largest)[latents], "<u4"), "near": _packed(near, "<u4"),
+            "cosines": _packed(cosines, "<f4"), "tokens": [], "n_peaks": 0, "peaks": None, "promoted": None, "starts": None, "n_tokens": 0,
+        }  # fmt: skip
+        return self._tokens(made, sae, data, active, latents, largest)
+
+    def _tokens(self, made: dict[str, Any], sae: InferenceSAE, data: RowsDataModule, active: features.Active, latents: np.ndarray,
+                largest: np.ndarray) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+        """With what has to do with a text, where there is one. Tokens are numbered anew: those of the page, in one list."""
+        where = features.places(data, active.rows)
+        if where is None or data.transformer is None:
+            return made, []
+        texts = features.contexts(active, where, latents)
+        effects = features.effects(sae, data.transformer.load(sae.b_enc.device), torch.from_numpy(latents))
+        peaks = features.peaks(texts)
+        used = [texts.ids, peaks] + ([] if effects is None else [effects.promoted, effects.suppressed])
+        known = np.unique(np.concatenate([part.ravel() for part in used]))
+        known = known[known >= 0]
+
+        def own(ids: np.ndarray, missing: int) -> np.ndarray:
+            return np.where(ids < 0, missing, np.searchsorted(known, ids))
+
+        kind, none = ("<u2", 0xFFFF) if len(known) < 0xFFFF else ("<u4", 0xFFFFFFFF)
+        made |= {
+            "tokens": words(data.transformer.tokenizer(), known.tolist()), "n_peaks": peaks.shape[1], "peaks": _packed(own(peaks, -1), "<i4"),
+            "before": features.BEFORE, "after": features.AFTER, "per_chunk": PER_CHUNK, "none": none,
+            "chunk": [kind[1:], "u1", "u1", "f4", "u4", "u2"], "starts": _packed(texts.starts, "<u4"),
+        }  # fmt: skip
+        if effects is not None:
+            made |= {"n_tokens": effects.up.shape[1], "promoted": _packed(own(effects.promoted, none), "<u4"), "up": _packed(effects.up, "<f4"),
+                     "suppressed": _packed(own(effects.suppressed, none), "<u4"), "down": _packed(effects.down, "<f4")}  # fmt: skip
+        owner = np.repeat(latents, np.diff(texts.starts))
+        shade = np.ceil(255 * texts.active / largest[owner][:, None]).clip(0, 255)
+        kept = own(texts.ids, none), shade, texts.kind, texts.value, texts.sequence, texts.position
+        bounds = [int(texts.starts[min(i, len(latents))]) for i in range(0, len(latents) + PER_CHUNK, PER_CHUNK)]
+        chunks = [
+            " ".join(_packed(part[start:stop], f"<{of}")[1] for part, of in zip(kept, made["chunk"], strict=True))
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        return made, chunks
+
+
+def words(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Tokens as they stand in a text, with the space before them."""
+    made = []
+    for i, raw in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+        text = tokenizer.decode([i], clean_up_tokenization_spaces=False)
+        has_space = isinstance(raw, str) and raw[:1] in ("Ġ", "▁")
+        made.append(" " + text if has_space and not text.startswith(" ") else text)
+    return made
+
+
+def curves(path: Path) -> list[dict[str, Any]]:
+    """Of each of `PANELS` the curves that a run logged, thinned to `POINTS` points."""
+    found: dict[str, dict[int, float]] = {}
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                if line["value"] and np.isfinite(float(line["value"])):
+                    found.setdefault(line["metric"], {})[int(line["step"])] = float(line["value"])
+    return [{"title": panel.title, "curves": list(_curves(panel, found))} for panel in PANELS]
+
+
+def _curves(panel: Panel, found: Mapping[str, Mapping[int, float]]) -> Iterator[dict[str, Any]]:
+    for name in sorted(name for name in found if re.fullmatch(panel.curves, name)):
+        steps = sorted(found[name])
+        kept = steps if len(steps) <= POINTS else [steps[i] for i in np.linspace(0, len(steps) - 1, POINTS).round().astype(int)]
+        values = [float(f"{found[name][step]:.6g}") for step in kept]
+        yield {"name": name, "steps": kept, "values": values, "shown": bool(re.fullmatch(panel.shown, name))}
+
+
+def _lines(scores: Scores) -> Iterator[dict[str, Any]]:
+    """Headlines first, then all others."""
+    names = list(dict.fromkeys(name for named in scores.values() for name in named))
+    for name in [*(name for name in HEADLINES if name in names), *(name for name in names if name not in HEADLINES)]:
+        shown = [number(named.get(name)) for named in scores.values()]
+        yield {"name": name, "values_": shown, "unit": unit(name) or "", "headline": name in HEADLINES}
+
+
+def _pictures(run: Path, folder: Path) -> Iterator[dict[str, str]]:
+    for path in [*sorted(folder.glob("*.png")), *sorted((run / "plots").glob("*.png"))]:
+        yield {"name": path.stem.replace("_", " "), "data": base64.b64encode(path.read_bytes()).decode()}
+
+
+def _lead(sae: InferenceSAE, data: RowsDataModule) -> str:
+    known = [str(sae.about.get("architecture", "SAE")), f"{sae.d_sae} latents on rows of width {sae.W_enc.shape[1]}"]
+    if data.transformer is not None:
+        known.append(f"{data.transformer.name} at {', '.join(dict.fromkeys((*data.hooks.x, *data.hooks.y)))}")
+    if "rows" in sae.about:
+        known.append(f"trained on {sae.about['rows']:,} rows")
+    return " · ".join(known)
+
+
+def _configuration(run: Path) -> str:
+    """As it was composed, without what is Hydra's, and without the folders of this machine."""
+    path = run / ".hydra" / "config.yaml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return re.sub(r"(?<![\w.])/(?:[^\s/'\",]+/)+([^\s/'\",]*)", r"…/\1", text)
+
+
+def _packed(values: np.ndarray, kind: str) -> list[str]:
+    return [kind[1:], base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()]
+
+
+def _json(value: Any) -> str:
+    """Which nothing in it can end: a text of a dataset may hold anything."""
+    return (
+        json.dumps(value, ensure_ascii=False, allow_nan=False)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--")
