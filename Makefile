@@ -22,7 +22,7 @@ demo: $(STAMP)  ## train on synthetic rows and check that their true directions 
 	$(RUN) .ci/demo.py
 
 test: $(STAMP)  ## the whole test suite (TEST_ARGS="-k topk" for a part of it)
-	$(RUN) -m pytest -n 2 --dist loadfile --durations=30 $(TEST_ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 $(TEST_ARGS)
 
 lint: $(STAMP)  ## style and types
 	$(RUN) -m ruff check .

@@ -76,7 +76,8 @@ def test_evaluating_a_run_again_gives_the_same_and_changes_only_scores(example: 
     assert "explained_variance" in done.stdout
     after = files(example)
     changed = {name for name in after if before.get(name) != after[name]}
-    assert changed <= {"evaluate.log", "training.log", "density.png", "l0.png"}
+    assert "report.html" in changed
+    assert changed <= {"report.html", "evaluate.log", "training.log", "density.png", "l0.png"}
     assert after["scores.json"] == before["scores.json"]
 
 

@@ -30,7 +30,7 @@ def config(*words: str):
     from sae_lightning.run.command import validate
     from sae_lightning.run.composer import Composer
 
-    return validate(Composer(ROOT / "conf", "evaluate"), [*words, "evaluate=[reconstruction,stability]", "nulls=false"])
+    return validate(Composer(ROOT / "conf", "evaluate"), [*words, "evaluate=[reconstruction,stability]", "nulls=false", "report=null"])
 
 
 def test_each_run_has_its_scores_and_all_of_them_a_table(runs: list[Path], capsys: pytest.CaptureFixture[str]):
