@@ -16,7 +16,7 @@ ROWS = (
 
 # Slow: trains 600 steps.
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [4, 8, 16, 32])
+@pytest.mark.parametrize("target", [4, 32])
 def test_l0_lands_on_its_target_on_known_directions(target: int, tmp_path: Path) -> None:
     got = scores(f"model=lagrangian model.target_l0={target} {ROWS} trainer.max_steps=600", tmp_path)
     assert abs(got["l0"] / target - 1) < 0.05
@@ -25,7 +25,7 @@ def test_l0_lands_on_its_target_on_known_directions(target: int, tmp_path: Path)
 
 # Slow: trains an SAE in each, of the last kind until its dual has settled.
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [4, 8, 16, 32])
+@pytest.mark.parametrize("target", [4, 32])
 @pytest.mark.parametrize(
     ("model", "steps"),
     [

@@ -114,7 +114,12 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    parts = [path for top in ("sae_lightning", "hydra_plugins") for path in (sources / top).rglob("*") if path.suffix in (".py", ".csv")]
+    parts = [
+        path
+        for top in ("sae_lightning", "hydra_plugins")
+        for path in (sources / top).rglob("*")
+        if path.suffix in (".py", ".csv", ".html", ".css", ".js")
+    ]
     expected = {path.relative_to(sources).as_posix() for path in parts}
     assert held == expected
     assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
