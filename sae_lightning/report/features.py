@@ -224,3 +224,11 @@ def shown(fires: Int[np.ndarray, " d_sae"], most: int) -> Int[np.ndarray, " m"]:
     if len(latents) > most:
         latents = np.sort(np.random.default_rng(0).choice(latents, most, replace=False))
     return latents
+
+
+if __name__ == "__main__":
+    import sys
+
+    from sae_lightning.report.naming import main
+
+    sys.exit(main())

@@ -146,8 +146,9 @@ def words(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     made = []
     for i, raw in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
         text = tokenizer.decode([i], clean_up_tokenization_spaces=False)
-        has_space = isinstance(raw, str) and raw[:1] in ("Ġ", "▁")
-        made.append(" " + text if has_space and not text.startswith(" ") else text)
+        if isinstance(raw, str) and raw[:1] in ("Ġ", "▁"):
+            text = " " + text.removeprefix(raw[0]).removeprefix(" ")
+        made.append(text)
     return made
 
 
