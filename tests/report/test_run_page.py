@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 
@@ -151,7 +150,7 @@ def test_search_sort_permalink_keys_and_paging(page, some, data):
         document.activeElement.blur(); location.hash = "latent=" + seen.ids[0]; await wait(60);
         await key("j"); seen.next = location.hash; await key("k"); seen.before = location.hash;
         await key("/"); seen.focus = document.activeElement.id; search.blur();
-        viewport.scrollTop = 1e6; viewport.dispatchEvent(new Event("scroll")); seen.last = column(0).at(-1);
+        const box = document.getElementById("viewport"); box.scrollTop = 1e6; box.dispatchEvent(new Event("scroll")); seen.last = column(0).at(-1);
         document.querySelector("#latent .columns a").click(); await wait(60); seen.neighbour = text("#latent h3")[0];
         location.hash = "latent=999999"; await wait(60); seen.unknown = text("#latent")[0];
         """,
@@ -249,16 +248,12 @@ def test_a_page_of_25_000_latents_opens_nearly_as_fast_as_an_empty_one(data, sae
         return min(took)
 
     seen = looked(made, """
-        const box = document.getElementById("viewport"); const began = performance.now();
-        for (let i = 0; i < 50; i++) { box.scrollTop = i * 9000; box.dispatchEvent(new Event("scroll")); }
-        seen.scroll = (performance.now() - began) / 50; seen.n = data.features.n;
-        seen.lines = document.querySelectorAll("#lines .line").length;""")  # fmt: skip
+        const box = document.getElementById("viewport"); box.scrollTop = 450000; box.dispatchEvent(new Event("scroll"));
+        seen.n = data.features.n; seen.lines = document.querySelectorAll("#lines .line").length;""")  # fmt: skip
     ours, nothing = seconds(made), seconds(empty)
     ratio = ours / nothing
-    print(
-        f"{megabytes:.1f} MB, {seen['n']} latents; opened in {ours:.2f} s, {ratio:.2f} times an empty page; a jump: {seen['scroll']:.2f} ms"
-    )
+    print(f"{megabytes:.1f} MB, {seen['n']} latents; opened in {ours:.2f} s, {ratio:.2f} times an empty page")
     assert seen["n"] > 24_000
     assert seen["lines"] < 100
     assert megabytes < 60
-    assert np.isfinite(ratio)
+    assert ratio < 15  # 3 on an idle machine
