@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sae_lightning.data.batch import Hooks
 from sae_lightning.files import write_json
+from sae_lightning.transformers.hooks import unembedding
 from sae_lightning.transformers.predictions import counted, observed, predictions
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class CleanPass:
 
     def __init__(self, text: Text, folder: Path | None = None):
         self.text = text
-        self._head = _head(text.model)
+        self._head = unembedding(text.model)
         path = None if folder is None else folder / f"clean-{text.key()}"
         if path is not None and not (path / "clean.json").is_file():
             path = self._made(path)
@@ -148,12 +149,6 @@ class CleanPass:
             (path / "head.npy").unlink()
         np.save(path / "mean.npy", (total / max(rows, 1)).float().cpu().numpy())
         write_json(path / "clean.json", {"head": is_head})
-
-
-def _head(model: nn.Module) -> nn.Linear | None:
-    """The last linear layer of a transformer, where it says which it is."""
-    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    return found if isinstance(found, nn.Linear) else None
 
 
 def _are_equal(ours: Tensor, logits: Tensor) -> bool:

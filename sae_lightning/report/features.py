@@ -14,6 +14,7 @@ from sae_lightning.errors import InputError
 from sae_lightning.evaluation.positions import EVERY
 from sae_lightning.evaluation.steps import steps
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.transformers.hooks import unembedding
 
 TOP, QUARTILES, PER_QUARTILE = 10, 4, 2
 """Contexts of a latent: where it is most active, and some from each quarter of its activations (by rank)."""
@@ -134,17 +135,21 @@ def contexts(found: Active, where: Places, latents: Int[np.ndarray, " m"]) -> Co
     entry, owner, kind = chosen(found, latents)
     row = found.row[entry].astype(np.int64)
     sequence, position = where.sequence[row], where.position[row]
-    at = position[:, None] + np.arange(-BEFORE, AFTER + 1)
-    inside = (at >= 0) & (at < where.ids.shape[1])
-    at = at.clip(0, where.ids.shape[1] - 1)
-    ids = np.where(inside, where.ids[sequence[:, None], at], -1)
-    rows = np.where(inside, where.row[sequence[:, None], at], -1)
+    ids, rows = windows(where, row)
     keys = found.latent.astype(np.int64) * found.rows + found.row
     wanted = latents[owner][:, None] * found.rows + rows
     place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     values = np.where((rows >= 0) & (keys[place] == wanted), found.value[place], 0)
     starts = np.concatenate([[0], np.bincount(owner, minlength=len(latents)).cumsum()])
     return Contexts(starts, kind, found.value[entry], sequence, position, ids, values)
+
+
+def windows(where: Places, row: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, "n window"], Int[np.ndarray, "n window"]]:
+    """Token ids around the token of each row, and the rows that stand there; −1 where there is none."""
+    sequence, at = where.sequence[row][:, None], where.position[row][:, None] + np.arange(-BEFORE, AFTER + 1)
+    inside = (at >= 0) & (at < where.ids.shape[1])
+    at = at.clip(0, where.ids.shape[1] - 1)
+    return np.where(inside, where.ids[sequence, at], -1), np.where(inside, where.row[sequence, at], -1)
 
 
 def peaks(made: Contexts) -> Int[np.ndarray, "latents n"]:
@@ -179,8 +184,8 @@ def effects(sae: InferenceSAE, model: nn.Module, latents: Int[Tensor, " m"]) -> 
 
     The direct path alone; None where a decoder row is no direction of the stream that the transformer's last layer reads.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    if not isinstance(head, nn.Linear) or head.in_features != sae.W_dec.shape[1]:
+    head = unembedding(model)
+    if head is None or head.in_features != sae.W_dec.shape[1]:
         return None
     weight = head.weight.float() * _gain(model, head)
     found: list[list[Tensor]] = []

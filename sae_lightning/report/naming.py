@@ -125,9 +125,7 @@ def _marked(own: features.Active, where: features.Places, drawn: Int[np.ndarray,
         entries = range(there.starts[i], there.starts[i + 1])
         active = own.row[own.starts[latent] : own.starts[latent + 1]]
         silent = chance.choice(np.setdiff1d(rows, active), len(entries), replace=False)
-        at = where.position[silent][:, None] + np.arange(-features.BEFORE, features.AFTER + 1)
-        inside = (at >= 0) & (at < where.ids.shape[1])
-        others = np.where(inside, where.ids[where.sequence[silent][:, None], at.clip(0, where.ids.shape[1] - 1)], -1)
+        others, _ = features.windows(where, silent)
         made = [Marked(int(latent), tokens(there.ids[e]), True) for e in entries] + [
             Marked(int(latent), tokens(ids), False) for ids in others
         ]

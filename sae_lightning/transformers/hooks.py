@@ -75,6 +75,12 @@ def splice(
         yield
 
 
+def unembedding(model: nn.Module) -> nn.Linear | None:
+    """The last linear layer of a transformer, where it says which it is."""
+    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return found if isinstance(found, nn.Linear) else None
+
+
 def module_at(model: nn.Module, hook: str) -> nn.Module:
     """The module of a hook point. Errors: InputError with the nearest module paths."""
     path = hook.removesuffix(INPUT)
