@@ -39,7 +39,7 @@ def score(cfg: DictConfig, data: RowsDataModule, folder: Path) -> Scores:
     evaluations = build_evaluations(cfg)
     if not evaluations or rank() != 0:
         return {}
-    return _score(cfg, Subject(folder / "sae", folder, folder), data, evaluations, {})
+    return _score(cfg, Subject(folder / "sae", folder, folder), load_sae(folder / "sae"), data, evaluations, {})
 
 
 def score_all(cfg: DictConfig) -> None:
@@ -62,9 +62,10 @@ def score_all(cfg: DictConfig) -> None:
     for i, (subject, name) in enumerate(zip(chosen, _names(chosen), strict=True)):
         if data is None or subject.run != chosen[i - 1].run:
             data = _data(recorded[subject.run])
-        scores = _score(cfg, subject, data, evaluations, others)
+        sae = load_sae(subject.sae)
+        scores = _score(cfg, subject, sae, data, evaluations, others)
         if page is not None:
-            print(f"page    {_short(page(load_sae(subject.sae), data, scores, subject.run, subject.folder))}", flush=True)
+            print(f"page    {_short(page(sae, data, scores, subject.run, subject.folder))}", flush=True)
         found[name] = scores["sae"]
     if len(found) > 1:
         Console().print(table(found, title=f"{len(found)} SAEs"))
@@ -109,13 +110,13 @@ def _data(recorded: DictConfig) -> RowsDataModule:
     return data
 
 
-def _score(cfg: DictConfig, subject: Subject, data: RowsDataModule, evaluations: Mapping[str, Evaluation],
+def _score(cfg: DictConfig, subject: Subject, sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, Evaluation],
            others: Mapping[str, tuple[InferenceSAE, RowsDataModule]]) -> Scores:  # fmt: skip
     from rich.console import Console
 
     settings: dict[str, Any] = {name: OmegaConf.to_container(cfg.evaluate[name], resolve=True) for name in evaluations}
     resume = cfg.resume is True
-    scores = evaluate(load_sae(subject.sae), data, evaluations, subject.folder, cfg.nulls, settings=settings, resume=resume, others=others)
+    scores = evaluate(sae, data, evaluations, subject.folder, cfg.nulls, settings=settings, resume=resume, others=others)
     Console().print(table(scores))
     shown = {"run": subject.run, "sae": subject.sae, "scores": subject.folder / "scores.json"}
     print("\n".join(f"{name:<7} {_short(path)}" for name, path in shown.items()), flush=True)
