@@ -59,5 +59,6 @@ def description(trainer: L.Trainer, module: SAEModule) -> dict[str, Any]:
     }
     if data.transformer is not None:
         hooks = {"x": list(data.hooks.x), "y": list(data.hooks.y)}
-        known |= {"transformer": data.transformer.identity(), "hook": data.hook, "hooks": hooks}
-    return known
+        transformer = {"name": data.transformer.name} | data.transformer.identity()
+        known |= {"transformer": transformer, "hook": data.hook, "hooks": hooks}
+    return known | ({"data": data.origin} if data.origin else {})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sae_lightning.data.batch import Batch, Hooks, Shape, Views, arranged, cut
+from sae_lightning.data.described import DescribedRows
 from sae_lightning.data.foreign.existing import ExistingCache
 from sae_lightning.data.harvest import Harvest
 from sae_lightning.data.manifest import check_hook
 from sae_lightning.data.order import LastBatch, places_of
 from sae_lightning.data.remote.store import RemoteSource, RemoteStore
-from sae_lightning.data.rows import RowsDataModule, scale_of
+from sae_lightning.data.rows import RowsDataModule, origin_of, scale_of
 from sae_lightning.data.shuffle import CPU, ShuffledRows, ShuffledSequences, Split, split
 from sae_lightning.data.store import ExistingStore
 from sae_lightning.data.stored import StoredRows
@@ -86,6 +87,10 @@ class ActivationDataModule(RowsDataModule):
     @property
     def hooks(self) -> Hooks:
         return Hooks(*arranged(self.side_by_side, self.views))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return origin_of(self.store.identity) if isinstance(self.store, DescribedRows) else {}
 
     @cached_property
     def store(self) -> StoredRows:

@@ -16,7 +16,7 @@ from sae_lightning.data.live_pool import Pool
 from sae_lightning.data.packing import check_context
 from sae_lightning.data.periods import Layout, Place
 from sae_lightning.data.reading import Reading, Stretch
-from sae_lightning.data.rows import RowsDataModule, generator, scale_of
+from sae_lightning.data.rows import RowsDataModule, generator, origin_of, scale_of
 from sae_lightning.data.shuffle import VALIDATION_MOST, VALIDATION_SHARE
 from sae_lightning.errors import InputError
 
@@ -187,6 +187,10 @@ class LiveDataModule(RowsDataModule):
     def _number(self, index: int) -> int:
         """Of the batch that is trained on, where few are trained on over and over."""
         return index % self.repeat_batches if self.repeat_batches else index
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return origin_of(self.harvest.identity)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -83,6 +83,11 @@ class MixedDataModule(RowsDataModule):
         return Mixture(self.weights)
 
     @property
+    def origin(self) -> dict[str, Any]:
+        found = [store.origin | {"weight": weight} for store, weight in zip(self.stores, self.weights.tolist(), strict=True)]
+        return {"mixed": found}
+
+    @property
     def about(self) -> dict[str, Any]:
         stores = zip(self.stores, self.weights.tolist(), strict=True)
         return {**super().about, "stores": [{"path": str(store.source.path), "weight": weight} for store, weight in stores]}

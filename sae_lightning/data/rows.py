@@ -111,6 +111,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         """What run.json says of the source. JSON-able."""
         return {"source": type(self).__name__}
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What an exported SAE says of the rows' text, for other people's machines: {} where there is none. JSON-able."""
+        return {}
+
     # -- loaders ----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
@@ -144,6 +149,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
 def scale_of(mean_square_norm: float, d: int, mode: str) -> float:
     """What rows of width d are divided by: `unit` makes E‖x‖² = 1, `sqrt_d` makes it d, `none` leaves them."""
     return {"unit": math.sqrt(mean_square_norm), "sqrt_d": math.sqrt(mean_square_norm / d), "none": 1.0}[mode]
+
+
+def origin_of(identity: dict[str, Any]) -> dict[str, Any]:
+    """Of what determines the rows of a store, what is read."""
+    return {key: identity[key] for key in ("text", "texts", "context_length") if key in identity}
 
 
 class _Batches(IterableDataset):

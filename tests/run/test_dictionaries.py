@@ -166,6 +166,9 @@ def test_on_a_real_transformer_as_typed(kind: str, tmp_path: Path) -> None:
     hooks = ["model.layers.0", "model.layers.1", "model.layers.2"]
     wanted = {"x": ["model.layers.1.mlp:in"], "y": ["model.layers.1.mlp"]} if kind == "transcoder" else {"x": hooks, "y": hooks}
     assert about["hooks"] == wanted
+    assert about["transformer"]["name"] == "glassllm"
+    assert about["data"]["context_length"] == 128
+    assert about["data"]["text"]["text"] == "sampled"
     assert own["explained_variance"] > 0.2
     assert own["ce_clean"] < own["ce_sae"] < own["ce_ablated"]
     assert 0 < own["ce_recovered"] < 1
