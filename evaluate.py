@@ -7,16 +7,9 @@ from sae_lightning.run.entry import entry
 
 @entry("evaluate")
 def main(cfg: DictConfig) -> None:
-    from pathlib import Path
+    from sae_lightning.run.finish import report_all, score_all
 
-    if cfg.study is not None:
-        from sae_lightning.report.sweep_page import report
-
-        print(report(Path(cfg.study)))
-        return
-    from sae_lightning.run.finish import score_all
-
-    score_all(cfg)
+    score_all(cfg) if cfg.study is None else report_all(cfg)
 
 
 if __name__ == "__main__":

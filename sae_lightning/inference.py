@@ -113,8 +113,8 @@ class InferenceSAE(nn.Module):
         return folder
 
 
-def read(folder: str | Path) -> InferenceSAE:
-    """The SAE that `save` wrote. Errors: InputError for anything else, naming what is wrong with it."""
+def described(folder: str | Path) -> dict[str, Any]:
+    """What sae.json says of the SAE that `save` wrote. Errors: InputError for anything else, naming what is wrong with it."""
     folder = Path(folder)
     try:
         description = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
@@ -125,6 +125,12 @@ def read(folder: str | Path) -> InferenceSAE:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise InputError(f"{folder}/sae.json is of format {found!r}; this version reads {FORMAT!r}")
+    return description
+
+
+def read(folder: str | Path) -> InferenceSAE:
+    """The SAE that `save` wrote. Errors: InputError for anything else, naming what is wrong with it."""
+    folder, description = Path(folder), described(folder)
     weights: dict[str, Tensor] = {}
     try:
         with safe_open(folder / "sae.safetensors", "pt") as file:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lightning.data.rows import RowsDataModule, generator
@@ -47,8 +47,15 @@ class Recovery:
 
 def matched(truths: Float[Tensor, "n d"], decoder: Float[Tensor, "latents d"]) -> Float[Tensor, " pairs"]:
     """Cosines of the best one-to-one assignment: min(n, latents) of them."""
+    return assigned(truths, decoder)[2]
+
+
+def assigned(
+    left: Float[Tensor, "n d"], right: Float[Tensor, "m d"]
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """The best one-to-one assignment of rows by their cosines, min(n, m) pairs: places on the left, places on the right, cosines."""
     from scipy.optimize import linear_sum_assignment
 
-    cosines = F.normalize(truths.double(), dim=1) @ F.normalize(decoder.double(), dim=1).T
-    rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
-    return cosines[torch.from_numpy(rows), torch.from_numpy(columns)]
+    cosines = F.normalize(left.double(), dim=1) @ F.normalize(right.double(), dim=1).T
+    rows, columns = map(torch.from_numpy, linear_sum_assignment(cosines.numpy(), maximize=True))
+    return rows, columns, cosines[rows, columns]

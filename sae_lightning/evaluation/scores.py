@@ -102,6 +102,12 @@ def read_scores(path: Path) -> Scores:
     }
 
 
+def read_data(path: Path) -> dict[str, Any] | None:
+    """What a scores.json says of the held-out rows, equal where they are the same rows; None where it says nothing."""
+    found = _read(path).get("data")
+    return found if isinstance(found, dict) else None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

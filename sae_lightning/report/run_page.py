@@ -1,9 +1,7 @@
 """The page of a run: one html file that opens from disk, with curves, scores, plots and a browser of its features."""
 
 import base64
-import csv
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +16,10 @@ from sae_lightning.evaluation.scores import Scores
 from sae_lightning.evaluation.units import unit
 from sae_lightning.files import write_text
 from sae_lightning.inference import InferenceSAE
-from sae_lightning.report import features
+from sae_lightning.report import curves, features
+from sae_lightning.report.page import packed, rendered, without_folders
 from sae_lightning.report.table import HEADLINES, number
 
-POINTS = 600
-"""Of a curve, at most."""
 PER_CHUNK = 256
 """Latents whose contexts are decoded together."""
 
@@ -59,22 +56,14 @@ class Page:
 
     def __call__(self, sae: InferenceSAE, data: RowsDataModule, scores: Scores, run: Path, folder: Path) -> Path:
         """`run`: where the curves and the configuration are; `folder`: where the page goes, and the pictures are. Returns its path."""
-        import jinja2
-
         found, chunks = self._features(sae, data)
-        panels = [panel for panel in curves(run / "metrics.csv") if panel["curves"]]
-        told = {"panels": panels, "features": found}
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("sae_lightning.report"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            keep_trailing_newline=True,
-        )
+        drawn = panels(curves.read(run / "metrics.csv"))
+        told = {"panels": drawn, "features": found}
         rows = list(scores)
-        page = environment.get_template("run.html").render(
-            title=f"{run.resolve().parent.name} · {run.resolve().name}", lead=_lead(sae, data), configuration=_configuration(run), panels=panels,
-            rows=[row.replace("_", " ") for row in rows], nulls=len(rows) > 1, scores=list(_lines(scores)), pictures=list(_pictures(run, folder)),
-            features=found, features_about=self._about(found, sae), data=_json(told), chunks=chunks, plotly=_plotly(),
+        page = rendered(
+            "run.html", shown=told, title=f"{run.resolve().parent.name} · {run.resolve().name}", lead=_lead(sae, data),
+            configuration=_configuration(run), panels=drawn, rows=[row.replace("_", " ") for row in rows], nulls=len(rows) > 1,
+            scores=list(_lines(scores)), pictures=list(_pictures(run, folder)), features=found, features_about=self._about(found, sae), chunks=chunks,
         )  # fmt: skip
         write_text(folder / "report.html", page)
         return folder / "report.html"
@@ -98,10 +87,10 @@ class Page:
         near, cosines = features.neighbours(sae, ids)
         made: dict[str, Any] = {
             "n": len(latents), "living": int((count > 0).sum()), "rows": active.rows, "bins": features.BINS, "n_near": near.shape[1],
-            "latents": _packed(latents, "<u4"), "density": _packed(count[latents] / active.rows, "<f4"),
-            "mean": _packed((total / np.maximum(count, 1))[latents], "<f4"), "max": _packed(largest[latents], "<f4"),
-            "histogram": _packed(features.histograms(active, largest)[latents], "<u4"), "near": _packed(near, "<u4"),
-            "cosines": _packed(cosines, "<f4"), "tokens": [], "n_peaks": 0, "peaks": None, "promoted": None, "starts": None, "n_tokens": 0,
+            "latents": packed(latents, "<u4"), "density": packed(count[latents] / active.rows, "<f4"),
+            "mean": packed((total / np.maximum(count, 1))[latents], "<f4"), "max": packed(largest[latents], "<f4"),
+            "histogram": packed(features.histograms(active, largest)[latents], "<u4"), "near": packed(near, "<u4"),
+            "cosines": packed(cosines, "<f4"), "tokens": [], "n_peaks": 0, "peaks": None, "promoted": None, "starts": None, "n_tokens": 0,
         }  # fmt: skip
         return self._tokens(made, sae, data, active, latents, largest)
 
@@ -123,19 +112,19 @@ class Page:
 
         kind, none = ("<u2", 0xFFFF) if len(known) < 0xFFFF else ("<u4", 0xFFFFFFFF)
         made |= {
-            "tokens": words(data.transformer.tokenizer(), known.tolist()), "n_peaks": peaks.shape[1], "peaks": _packed(own(peaks, -1), "<i4"),
+            "tokens": words(data.transformer.tokenizer(), known.tolist()), "n_peaks": peaks.shape[1], "peaks": packed(own(peaks, -1), "<i4"),
             "before": features.BEFORE, "after": features.AFTER, "per_chunk": PER_CHUNK, "none": none,
-            "chunk": [kind[1:], "u1", "u1", "f4", "u4", "u2"], "starts": _packed(texts.starts, "<u4"),
+            "chunk": [kind[1:], "u1", "u1", "f4", "u4", "u2"], "starts": packed(texts.starts, "<u4"),
         }  # fmt: skip
         if effects is not None:
-            made |= {"n_tokens": effects.up.shape[1], "promoted": _packed(own(effects.promoted, none), "<u4"), "up": _packed(effects.up, "<f4"),
-                     "suppressed": _packed(own(effects.suppressed, none), "<u4"), "down": _packed(effects.down, "<f4")}  # fmt: skip
+            made |= {"n_tokens": effects.up.shape[1], "promoted": packed(own(effects.promoted, none), "<u4"), "up": packed(effects.up, "<f4"),
+                     "suppressed": packed(own(effects.suppressed, none), "<u4"), "down": packed(effects.down, "<f4")}  # fmt: skip
         owner = np.repeat(latents, np.diff(texts.starts))
         shade = np.ceil(255 * texts.active / largest[owner][:, None]).clip(0, 255)
         kept = own(texts.ids, none), shade, texts.kind, texts.value, texts.sequence, texts.position
         bounds = [int(texts.starts[min(i, len(latents))]) for i in range(0, len(latents) + PER_CHUNK, PER_CHUNK)]
         chunks = [
-            " ".join(_packed(part[start:stop], f"<{of}")[1] for part, of in zip(kept, made["chunk"], strict=True))
+            " ".join(packed(part[start:stop], f"<{of}")[1] for part, of in zip(kept, made["chunk"], strict=True))
             for start, stop in itertools.pairwise(bounds)
         ]
         return made, chunks
@@ -152,23 +141,14 @@ def words(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return made
 
 
-def curves(path: Path) -> list[dict[str, Any]]:
-    """Of each of `PANELS` the curves that a run logged, thinned to `POINTS` points."""
-    found: dict[str, dict[int, float]] = {}
-    if path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                if line["value"] and np.isfinite(float(line["value"])):
-                    found.setdefault(line["metric"], {})[int(line["step"])] = float(line["value"])
-    return [{"title": panel.title, "curves": list(_curves(panel, found))} for panel in PANELS]
-
-
-def _curves(panel: Panel, found: Mapping[str, Mapping[int, float]]) -> Iterator[dict[str, Any]]:
-    for name in sorted(name for name in found if re.fullmatch(panel.curves, name)):
-        steps = sorted(found[name])
-        kept = steps if len(steps) <= POINTS else [steps[i] for i in np.linspace(0, len(steps) - 1, POINTS).round().astype(int)]
-        values = [float(f"{found[name][step]:.6g}") for step in kept]
-        yield {"name": name, "steps": kept, "values": values, "shown": bool(re.fullmatch(panel.shown, name))}
+def panels(found: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:
+    """Of each of `PANELS` the curves that a run logged, thinned."""
+    made = []
+    for panel in PANELS:
+        names = sorted(name for name in found if re.fullmatch(panel.curves, name))
+        drawn = [{"name": name, **curves.thinned(found[name]), "shown": bool(re.fullmatch(panel.shown, name))} for name in names]
+        made.append({"title": panel.title, "curves": drawn})
+    return [panel for panel in made if panel["curves"]]
 
 
 def _lines(scores: Scores) -> Iterator[dict[str, Any]]:
@@ -197,24 +177,4 @@ def _configuration(run: Path) -> str:
     """As it was composed, without what is Hydra's, and without the folders of this machine."""
     path = run / ".hydra" / "config.yaml"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return re.sub(r"(?<![\w.])/(?:[^\s/'\",]+/)+([^\s/'\",]*)", r"…/\1", text)
-
-
-def _packed(values: np.ndarray, kind: str) -> list[str]:
-    return [kind[1:], base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()]
-
-
-def _json(value: Any) -> str:
-    """Which nothing in it can end: a text of a dataset may hold anything."""
-    return (
-        json.dumps(value, ensure_ascii=False, allow_nan=False)
-        .replace("<", "\\u003c")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return without_folders(text)

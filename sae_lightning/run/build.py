@@ -171,6 +171,14 @@ def build_evaluations(cfg: DictConfig) -> dict[str, Evaluation]:
     return build_all(cfg.get("evaluate"))
 
 
+def build_held_out(recorded: DictConfig) -> RowsDataModule:
+    """The data of a run that has ended, ready to give its held-out rows."""
+    data = build_data(recorded)
+    data.prepare_data()
+    data.setup("validate")
+    return data
+
+
 def build_page(cfg: DictConfig) -> Page | None:
     """Of a run; None where none is wanted."""
     return None if cfg.report is None else instantiate(cfg.report)

@@ -14,9 +14,12 @@ from sae_lightning.evaluation.scores import Scores
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import exported, load_sae
 from sae_lightning.ranks import part
+from sae_lightning.report.sweep_page import report
 from sae_lightning.report.table import table
-from sae_lightning.run.build import build_data, build_evaluations, build_page
+from sae_lightning.run import several
+from sae_lightning.run.build import build_evaluations, build_held_out, build_page
 from sae_lightning.run.folder import rank, recorded_config
+from sae_lightning.sweeps import results
 
 NULL_RUN = "random_transformer"
 """The row of `null_run`."""
@@ -57,11 +60,11 @@ def score_all(cfg: DictConfig) -> None:
         return
     others = {}
     for null in nulls:
-        others[NULL_RUN] = load_sae(null.sae), _data(recorded[null.run])
+        others[NULL_RUN] = load_sae(null.sae), build_held_out(recorded[null.run])
     found, data = {}, None
     for i, (subject, name) in enumerate(zip(chosen, _names(chosen), strict=True)):
         if data is None or subject.run != chosen[i - 1].run:
-            data = _data(recorded[subject.run])
+            data = build_held_out(recorded[subject.run])
         sae = load_sae(subject.sae)
         scores = _score(cfg, subject, sae, data, evaluations, others)
         if page is not None:
@@ -69,6 +72,21 @@ def score_all(cfg: DictConfig) -> None:
         found[name] = scores["sae"]
     if len(found) > 1:
         Console().print(table(found, title=f"{len(found)} SAEs"))
+        if page is not None:
+            saes, folders = [subject.sae for subject in chosen], [subject.folder for subject in chosen]
+            print(f"compare {_short(several.of_saes(list(found), saes, folders, chosen[0].run, page.rows))}", flush=True)
+
+
+def report_all(cfg: DictConfig) -> None:
+    """Writes the report of the sweep `study`, and a comparison of those of its jobs that came to their end; prints where they are.
+
+    Errors: InputError for a folder that is no sweep, and for one without a job.
+    """
+    print(f"page    {_short(report(Path(cfg.study)))}", flush=True)
+    page = build_page(cfg)
+    made = None if page is None else several.of_study(results.read(Path(cfg.study)), page.rows)
+    if made is not None:
+        print(f"compare {_short(made)}", flush=True)
 
 
 def subjects(run: str | Sequence[str], sae: str | Sequence[str] | None) -> list[Subject]:
@@ -101,13 +119,6 @@ def _folder(run: Path, sae: Path) -> Path:
 
 def _listed(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
-
-
-def _data(recorded: DictConfig) -> RowsDataModule:
-    data = build_data(recorded)
-    data.prepare_data()
-    data.setup("validate")
-    return data
 
 
 def _score(cfg: DictConfig, subject: Subject, sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, Evaluation],

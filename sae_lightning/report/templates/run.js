@@ -1,44 +1,21 @@
-"use strict";
-const $ = id => document.getElementById(id), data = JSON.parse($("data").textContent);
-const make = (name, text, kind) => { const e = document.createElement(name); if (text !== undefined) e.textContent = text; if (kind) e.className = kind; return e; };
-const short = x => !Number.isFinite(x) ? "–" : x === 0 ? "0" : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(1) : String(+x.toPrecision(3));
-
-// -- light and dark ---------------------------------------------------------------------------------------------------
-const dark = () => document.documentElement.classList.contains("dark");
-document.documentElement.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)").matches);
-$("theme").onclick = () => { document.documentElement.classList.toggle("dark"); draw(); };
-
-// -- curves: the library is read when there is time for it ------------------------------------------------------------
-let isRead = false;
+// -- curves -----------------------------------------------------------------------------------------------------------
 function draw() {
-  if (!isRead) { const s = make("script"); s.textContent = $("plotly").textContent; document.head.append(s); isRead = true; }
-  const style = getComputedStyle(document.documentElement), colour = name => style.getPropertyValue(name).trim();
   data.panels.forEach((panel, i) => {
     const traces = panel.curves.map(c => ({ x: c.steps, y: c.values, name: c.name, type: "scatter", mode: c.steps.length < 4 ? "lines+markers" : "lines",
       line: { width: 1.6 }, visible: c.shown ? true : "legendonly", hovertemplate: "%{y:.4g}<extra>%{fullData.name}, step %{x}</extra>" }));
-    const isLog = document.querySelector(`[data-panel="${i}"]`).checked, axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line") };
-    Plotly.react(`panel${i}`, traces, { margin: { l: 52, r: 8, t: 6, b: 30 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--text"), size: 11 },
-      legend: { orientation: "h", font: { size: 10 }, y: -0.16, maxheight: 0.35 }, xaxis: axis, yaxis: { ...axis, type: isLog ? "log" : "linear" }, uirevision: i }, { displayModeBar: false, responsive: true });
+    plot(`panel${i}`, traces, { y: { type: document.querySelector(`[data-panel="${i}"]`).checked ? "log" : "linear" } });
   });
 }
 document.querySelectorAll("[data-panel]").forEach(box => box.onchange = draw);
-const later = window.requestIdleCallback ? f => requestIdleCallback(f, { timeout: 400 }) : f => setTimeout(f, 50);
-addEventListener("load", () => later(() => draw()));
 $("all-scores").onclick = () => document.querySelector("#scores table").classList.toggle("all");
 
 // -- features ---------------------------------------------------------------------------------------------------------
-const KINDS = { f4: Float32Array, i4: Int32Array, u4: Uint32Array, u2: Uint16Array, u1: Uint8Array };
-function bytes(text) { const s = atob(text), made = new Uint8Array(s.length); for (let i = 0; i < s.length; i++) made[i] = s.charCodeAt(i); return made.buffer; }
-const array = packed => new KINDS[packed[0]](bytes(packed[1]));
-const lazy = packed => { let made; return () => made ??= array(packed); };  // what is not looked at is not decoded
-
 function features(d) {
   const n = d.n, latents = array(d.latents), columns = { latent: latents, density: array(d.density), mean: array(d.mean), max: array(d.max) };
   const peaks = d.peaks ? array(d.peaks) : null, starts = d.starts ? array(d.starts) : null, histogram = lazy(d.histogram), near = lazy(d.near), cosines = lazy(d.cosines);
   const promoted = lazy(d.promoted), up = lazy(d.up), suppressed = lazy(d.suppressed), down = lazy(d.down);
-  const place = new Map(Array.from(latents, (latent, i) => [latent, i])), HEIGHT = 26, window_ = d.before + d.after + 1;
+  const place = new Map(Array.from(latents, (latent, i) => [latent, i]));
   const label = i => Array.from({ length: d.n_peaks }, (_, k) => peaks ? peaks[i * d.n_peaks + k] : -1).filter(t => t >= 0).map(t => seen(d.tokens[t])).join("  ");
-  const seen = t => t.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ /, "·") || "∅";
   const token = t => make("span", seen(d.tokens[t]), "token");
   let order = [], sorted = "density", falling = true, chosen = -1, page = "0";
   const decoded = new Map(), chunks = document.querySelectorAll("script.chunk");
@@ -69,19 +46,15 @@ function features(d) {
     order.sort(by ? (a, b) => sign * (by[a] - by[b]) || a - b : (a, b) => sign * (labels[a] < labels[b] ? -1 : labels[a] > labels[b] ? 1 : 0) || a - b);
     [...$("heads").children].forEach(b => b.textContent = heads.find(h => h[0] === b.dataset.key)[1] + (b.dataset.key === sorted ? (falling ? " ↓" : " ↑") : ""));
     $("count").textContent = words ? `${order.length} of ${n} latents` : `${n} latents`;
-    $("spacer").style.height = `${order.length * HEIGHT}px`; $("viewport").scrollTop = 0; lines();
+    $("viewport").scrollTop = 0; shown();
   }
-  function lines() {
-    const first = Math.max(0, Math.floor($("viewport").scrollTop / HEIGHT) - 6), last = Math.min(order.length, first + Math.ceil($("viewport").clientHeight / HEIGHT) + 12);
-    $("lines").style.top = `${first * HEIGHT}px`;
-    $("lines").replaceChildren(...order.slice(first, last).map(i => {
-      const line = make("a", undefined, i === chosen ? "line chosen" : "line"); line.href = `#latent=${latents[i]}`;
-      line.append(make("span", latents[i]), make("span", short(columns.density[i])), make("span", short(columns.mean[i])), make("span", short(columns.max[i])), make("span", labels[i]));
-      return line;
-    }));
-  }
-  $("viewport").addEventListener("scroll", lines, { passive: true });
-  addEventListener("resize", lines);
+  const shown = () => lines(order, i => {
+    const line = make("a", undefined, i === chosen ? "line chosen" : "line"); line.href = `#latent=${latents[i]}`;
+    line.append(make("span", latents[i]), make("span", short(columns.density[i])), make("span", short(columns.mean[i])), make("span", short(columns.max[i])), make("span", labels[i]));
+    return line;
+  });
+  $("viewport").addEventListener("scroll", shown, { passive: true });
+  addEventListener("resize", shown);
   $("search").oninput = list;
   $("search").onkeydown = e => { if (e.key === "Enter" && order.length) go(order[0]); if (e.key === "Escape") { $("search").value = ""; list(); $("search").blur(); } };
 
@@ -93,22 +66,15 @@ function features(d) {
     box.append(table); return box;
   }
   function contexts(i, box) {
-    const c = chunk(i), top = columns.max[i]; box.replaceChildren();
+    const c = chunk(i); box.replaceChildren();
     for (let e = starts[i]; e < starts[i + 1]; e++) {
-      const at = e - c.first, from = at * window_; if (String(c.kind[at]) !== page) continue;
-      const line = make("div", undefined, "context"), p = make("p");
-      const about = make("b", short(c.value[at])); about.title = `sequence ${c.sequence[at]}, position ${c.position[at]}`;
-      for (let k = 0; k < window_; k++) {
-        const t = c.ids[from + k]; if (t === d.none) continue;
-        const a = c.active[from + k] / 255, s = make("span", d.tokens[t].replace(/\n/g, "⏎")); if (a > 0) { s.style.background = `rgba(var(--hot), ${(0.12 + 0.75 * a).toFixed(2)})`; s.title = short(a * top); }
-        if (k === d.before) s.className = "peak"; p.append(s);
-      }
-      line.append(about, p); box.append(line);
+      const at = e - c.first;
+      if (String(c.kind[at]) === page) box.append(context(d, c, at, columns.max[i], `sequence ${c.sequence[at]}, position ${c.position[at]}`));
     }
     if (!box.children.length) box.append(make("p", "There are none.", "note"));
   }
   function show(i) {
-    chosen = i; const at = $("latent"); at.replaceChildren(); lines();
+    chosen = i; const at = $("latent"); at.replaceChildren(); shown();
     const title = make("h3"); title.append(make("a", `Latent ${latents[i]}`)); title.firstChild.href = `#latent=${latents[i]}`; at.append(title);
     const facts = make("div", undefined, "facts");
     for (const [name, value] of [["active in", `${short(100 * columns.density[i])} % of rows`], ["mean when active", short(columns.mean[i])], ["largest", short(columns.max[i])]]) { const f = make("span", `${name} `); f.append(make("b", value)); facts.append(f); }
@@ -136,13 +102,12 @@ function features(d) {
     const i = place.get(+found[1]);
     if (i === undefined) { $("latent").replaceChildren(make("p", `Latent ${found[1]} is not on this page: it was not active in these rows, or there were too many to show.`, "note")); return true; }
     show(i);
-    const at = order.indexOf(i), box = $("viewport");
-    if (at >= 0 && (at * HEIGHT < box.scrollTop || (at + 1) * HEIGHT > box.scrollTop + box.clientHeight)) { box.scrollTop = at * HEIGHT - box.clientHeight / 2; lines(); }
+    inView(order.indexOf(i)); shown();
     return true;
   }
   addEventListener("hashchange", follow);
   addEventListener("keydown", e => {
-    if (/^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName) || e.ctrlKey || e.metaKey || e.altKey) return;
+    if (isTyped(e)) return;
     const step = { j: 1, k: -1 }[e.key], at = order.indexOf(chosen);
     if (step && order.length) { go(order[Math.min(order.length - 1, Math.max(0, at + step))]); e.preventDefault(); }
     if (e.key === "/") { $("search").focus(); e.preventDefault(); }

@@ -1,0 +1,80 @@
+"""Several runs side by side: what compare.html is made of, gathered from their folders."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_lightning.errors import InputError
+from sae_lightning.evaluation.scores import Scores, read_data, read_scores
+from sae_lightning.load import exported, load_sae
+from sae_lightning.report import compare, pairs
+from sae_lightning.report.compare import Compared
+from sae_lightning.report.table import HEADLINES
+from sae_lightning.run.build import build_held_out
+from sae_lightning.run.folder import recorded_config
+from sae_lightning.run.settings import settings
+from sae_lightning.sweeps.results import Result, Results
+
+
+def of_saes(names: Sequence[str], saes: Sequence[Path], folders: Sequence[Path], run: Path, rows: int) -> Path:
+    """Writes compare.html into the deepest common folder of `folders`, where the scores of each SAE are. Returns its path.
+
+    run: whose held-out rows the first of them was scored on; rows: so many of them show what latents are.
+    """
+    saes = [exported(sae) for sae in saes]
+    runs = [sae.parent if (sae.parent / ".hydra" / "config.yaml").is_file() else None for sae in saes]
+    of = [
+        Compared(name, folder, sae, origin, told, read_scores(folder / "scores.json"))
+        for name, folder, sae, origin, told in zip(names, folders, saes, runs, settings(runs), strict=True)
+    ]
+    matched = _matches(of, range(len(of)), run, rows)
+    return compare.write(of, compare.common_folder(folders), f"{len(of)} SAEs compared", matched)
+
+
+def of_study(results: Results, rows: int) -> Path | None:
+    """Writes compare.html into the folder of a sweep, for its jobs that came to their end. Returns its path; None for fewer than two."""
+    jobs = [job for job in results.jobs if job.is_complete]
+    if len(jobs) < 2:
+        return None
+    objectives = {_of_scores(name): direction for name, direction in results.objectives.items()}
+    of = [
+        Compared(job.folder.name, job.folder, _sae(job.folder), job.folder, told, _scores(job, results))
+        for job, told in zip(jobs, settings([job.folder for job in jobs]), strict=True)
+    ]
+    order = sorted(range(len(of)), key=lambda i: compare.ranks(of, objectives)[i])
+    left, unscored = len(results.jobs) - len(jobs), sum(not (job.folder / "scores.json").is_file() for job in jobs)
+    notes = [f"{left} more did not come to their end: they stand in report.html alone."] if left else []
+    notes += [f"Of {unscored} the numbers are those of the last validation: they have no scores.json."] if unscored else []
+    matched = _matches(of, order, jobs[order[0]].folder, rows)
+    return compare.write(of, results.folder, f"{results.folder.name}: {len(of)} SAEs compared", matched, objectives, notes)
+
+
+def _matches(of: Sequence[Compared], order: Sequence[int], run: Path, rows: int) -> dict[str, Any] | None:
+    """Of the first few in this order that were scored on the same rows as the first one; `run`: that of the rows."""
+    held_out = [read_data(one.folder / "scores.json") for one in of]
+    places = [i for i in order if of[i].sae is not None and held_out[i] is not None and held_out[i] == held_out[order[0]]]
+    if len(places) < 2:
+        return None
+    saes = [(i, load_sae(path)) for i in places[: pairs.SAES] if (path := of[i].sae) is not None]
+    return pairs.matches(saes, build_held_out(recorded_config(run)), rows)
+
+
+def _scores(job: Result, results: Results) -> Scores:
+    """Of scores.json; what it does not hold is of the last validation."""
+    found = read_scores(job.folder / "scores.json")
+    own = {_of_scores(name): job.metrics.get(name, math.nan) for name in [*job.metrics, *results.objectives]}
+    return {"sae": own | found.get("sae", {}), **{row: named for row, named in found.items() if row != "sae"}}
+
+
+def _of_scores(name: str) -> str:
+    """What scores call a number of a validation."""
+    bare = name.removeprefix("val/")
+    return bare if bare in HEADLINES else name
+
+
+def _sae(folder: Path) -> Path | None:
+    try:
+        return exported(folder)
+    except InputError:
+        return None
