@@ -150,7 +150,7 @@ def _best(of: Sequence[Compared], columns: Sequence[Column]) -> dict[str, float]
     found = {}
     for column in columns:
         values = [value for one in of if math.isfinite(value := one.scores.get("sae", {}).get(column.name, math.nan))]
-        if column.better and values:
+        if column.better and len(values) > 1:
             found[column.name] = max(values) if column.better == "up" else min(values)
     return found
 
@@ -160,7 +160,12 @@ def _lines(saes: Sequence[Mapping[str, Any]], of: Sequence[Compared], facts: Seq
     for shown, one, known in zip(saes, of, facts, strict=True):
         scores = one.scores.get("sae", {})
         cells = [(*_cell(scores.get(column.name)), scores.get(column.name) == best.get(column.name, math.nan)) for column in columns]
-        yield {**shown, "known": [(_text(known.get(key)), known.get(key, "")) for key in varied], "cells": cells}
+        yield {**shown, "known": [_told(known.get(key)) for key in varied], "cells": cells}
+
+
+def _told(value: Any) -> tuple[str, Any]:
+    """As it is read, and as it is sorted."""
+    return _text(value), value if isinstance(value, int | float) else "" if value is None else _text(value)
 
 
 def _cell(value: float | None) -> tuple[str, Any]:

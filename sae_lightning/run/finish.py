@@ -73,8 +73,8 @@ def score_all(cfg: DictConfig) -> None:
     if len(found) > 1:
         Console().print(table(found, title=f"{len(found)} SAEs"))
         if page is not None:
-            saes, folders = [subject.sae for subject in chosen], [subject.folder for subject in chosen]
-            print(f"compare {_short(several.of_saes(list(found), saes, folders, chosen[0].run, page.rows))}", flush=True)
+            saes, runs, folders = zip(*chosen, strict=True)
+            print(f"compare {_short(several.of_saes(list(found), saes, folders, runs, page.rows))}", flush=True)
 
 
 def report_all(cfg: DictConfig) -> None:

@@ -17,10 +17,10 @@ from sae_lightning.run.settings import settings
 from sae_lightning.sweeps.results import Result, Results
 
 
-def of_saes(names: Sequence[str], saes: Sequence[Path], folders: Sequence[Path], run: Path, rows: int) -> Path:
+def of_saes(names: Sequence[str], saes: Sequence[Path], folders: Sequence[Path], data: Sequence[Path], rows: int) -> Path:
     """Writes compare.html into the deepest common folder of `folders`, where the scores of each SAE are. Returns its path.
 
-    run: whose held-out rows the first of them was scored on; rows: so many of them show what latents are.
+    data: of each SAE the run on whose held-out rows it was scored; rows: so many of them show what latents are.
     """
     saes = [exported(sae) for sae in saes]
     runs = [sae.parent if (sae.parent / ".hydra" / "config.yaml").is_file() else None for sae in saes]
@@ -28,7 +28,7 @@ def of_saes(names: Sequence[str], saes: Sequence[Path], folders: Sequence[Path],
         Compared(name, folder, sae, origin, told, read_scores(folder / "scores.json"))
         for name, folder, sae, origin, told in zip(names, folders, saes, runs, settings(runs), strict=True)
     ]
-    matched = _matches(of, range(len(of)), run, rows)
+    matched = _matches(of, range(len(of)), data, rows)
     return compare.write(of, compare.common_folder(folders), f"{len(of)} SAEs compared", matched)
 
 
@@ -46,18 +46,19 @@ def of_study(results: Results, rows: int) -> Path | None:
     left, unscored = len(results.jobs) - len(jobs), sum(not (job.folder / "scores.json").is_file() for job in jobs)
     notes = [f"{left} more did not come to their end: they stand in report.html alone."] if left else []
     notes += [f"Of {unscored} the numbers are those of the last validation: they have no scores.json."] if unscored else []
-    matched = _matches(of, order, jobs[order[0]].folder, rows)
+    matched = _matches(of, order, [job.folder for job in jobs], rows)
     return compare.write(of, results.folder, f"{results.folder.name}: {len(of)} SAEs compared", matched, objectives, notes)
 
 
-def _matches(of: Sequence[Compared], order: Sequence[int], run: Path, rows: int) -> dict[str, Any] | None:
-    """Of the first few in this order that were scored on the same rows as the first one; `run`: that of the rows."""
+def _matches(of: Sequence[Compared], order: Sequence[int], runs: Sequence[Path], rows: int) -> dict[str, Any] | None:
+    """Of the first few in this order that were scored on the same held-out rows; `runs`: whose rows they were. None where no two were."""
     held_out = [read_data(one.folder / "scores.json") for one in of]
-    places = [i for i in order if of[i].sae is not None and held_out[i] is not None and held_out[i] == held_out[order[0]]]
-    if len(places) < 2:
-        return None
-    saes = [(i, load_sae(path)) for i in places[: pairs.SAES] if (path := of[i].sae) is not None]
-    return pairs.matches(saes, build_held_out(recorded_config(run)), rows)
+    for leader in order:
+        same = [i for i in order if of[i].sae is not None and held_out[i] is not None and held_out[i] == held_out[leader]]
+        if len(same) > 1:
+            saes = [(i, load_sae(path)) for i in same[: pairs.SAES] if (path := of[i].sae) is not None]
+            return pairs.matches(saes, build_held_out(recorded_config(runs[same[0]])), rows)
+    return None
 
 
 def _scores(job: Result, results: Results) -> Scores:

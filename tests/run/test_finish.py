@@ -1,7 +1,10 @@
 """evaluate.py over several runs and exported SAEs."""
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,7 +21,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for seed in (0, 1):
         folder = tmp_path_factory.mktemp("outputs") / f"topk-s{seed}" / "now"
-        words = f"{SMALL} {QUIET} model.k=4 seed={seed}"
+        words = f"{SMALL} {QUIET} model.k=4 seed={seed} data.seed=0"
         fit(words, folder).module.export().save(folder / "sae")
         (folder / ".hydra").mkdir()
         OmegaConf.save(compose(words, folder), folder / ".hydra" / "config.yaml")
@@ -30,7 +33,7 @@ def config(*words: str):
     from sae_lightning.run.command import validate
     from sae_lightning.run.composer import Composer
 
-    return validate(Composer(ROOT / "conf", "evaluate"), [*words, "evaluate=[reconstruction,stability]", "nulls=false", "report=null"])
+    return validate(Composer(ROOT / "conf", "evaluate"), ["report=null", *words, "evaluate=[reconstruction,stability]", "nulls=false"])
 
 
 def test_each_run_has_its_scores_and_all_of_them_a_table(runs: list[Path], capsys: pytest.CaptureFixture[str]):
@@ -43,6 +46,62 @@ def test_each_run_has_its_scores_and_all_of_them_a_table(runs: list[Path], capsy
     table = capsys.readouterr().out.rpartition("2 SAEs")[2]
     assert "topk-s0" in table
     assert "topk-s1" in table
+
+
+def shown(page: Path) -> dict[str, Any]:
+    """What the script of a page reads."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_several_runs_are_compared_on_a_page(runs: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from sae_lightning.run.finish import score_all
+
+    at = runs[0].parents[2]
+    monkeypatch.chdir(at)
+    page = at / "compare.html"
+    words = [f"run=[{runs[0]},{runs[1]}]", "evaluate.stability=null", "resume=true"]
+    score_all(config(*words))
+    assert not page.exists()
+    assert "compare" not in capsys.readouterr().out
+    score_all(config(*words, "report={_target_: sae_lightning.report.run_page.Page, rows: 200, latents: 9}"))
+    assert capsys.readouterr().out.endswith("\ncompare compare.html\n")
+    found = shown(page)
+    assert [sae["name"] for sae in found["saes"]] == ["topk-s0", "topk-s1"]
+    assert [sae["page"] for sae in found["saes"]] == [str((run / "report.html").relative_to(at)) for run in runs]
+    assert found["pairs"]["rows"] == 200
+    assert str(at) not in page.read_text()
+
+
+def test_the_jobs_of_a_sweep_are_compared_beside_its_report(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from sae_lightning.run.finish import report_all, score_all
+
+    score_all(config(f"run=[{runs[0]},{runs[1]}]", "resume=true"))
+    study = tmp_path / "study"
+    for i, run in enumerate([*runs, *runs]):
+        job = study / f"{i}-topk"
+        shutil.copytree(run, job, ignore=shutil.ignore_patterns("*.html"))
+        (job / ".hydra" / "overrides.yaml").write_text(f"- seed={i % 2}\n- optimizer.lr={10**-i}\n")
+        values = {"val/miracle_distance": float(i), "val/dead_pct": 50.0}
+        (job / "run.json").write_text(json.dumps({"status": "given up" if i == 3 else "finished", "metrics": values}))
+    (study / "2-topk" / "scores.json").unlink()
+    (study / "multirun.yaml").write_text(
+        json.dumps({"optimized_metric": "val/miracle_distance", "sweep": {"direction": "minimize"}, "hydra": {}})
+    )
+    report_all(config(f"study={study}"))
+    assert not (study / "compare.html").exists()
+    capsys.readouterr()
+    report_all(config(f"study={study}", "report={_target_: sae_lightning.report.run_page.Page, rows: 200, latents: 9}"))
+    assert capsys.readouterr().out == f"page    {study}/report.html\ncompare {study}/compare.html\n"
+    found = shown(study / "compare.html")
+    assert [(sae["name"], sae["rank"]) for sae in found["saes"]] == [("0-topk", 0), ("1-topk", 1), ("2-topk", 2)]
+    assert found["saes"][2]["scores"] == {"dead_pct": 50.0}
+    assert [side["sae"] for side in found["pairs"]["saes"]] == [0, 1]  # nobody knows on which rows the third one was scored
+    page = (study / "compare.html").read_text()
+    assert "1 more did not come to their end" in page
+    assert "Of 1 the numbers are those of the last validation" in page
+    assert "val/miracle distance" in page
 
 
 def test_saes_on_the_rows_of_one_run_leave_its_own_scores_alone(runs: list[Path]):

@@ -128,9 +128,10 @@ function pairs(d) {
     $("viewport").scrollTop = 0;
     if (chosen < 0 && order.length) show(order[0]); else shown();
   }
+  const go = i => { location.hash = link(i); show(i); inView(order.indexOf(i)); };
   const link = i => `#pair=${a}-${b}-${now.left[i]}`;
   const shown = () => lines(order, i => {
-    const line = make("a", undefined, i === chosen ? "line chosen" : "line"); line.href = link(i);
+    const line = make("a", undefined, i === chosen ? "line chosen" : "line"); line.href = link(i); line.onclick = () => show(i);
     line.append(...[now.cosine[i].toFixed(2), now.together[i].toFixed(2), now.left[i], short(now.dl[i]), now.right[i], short(now.dr[i]), labels[i][0]].map(text => make("span", text)));
     return line;
   });
@@ -163,14 +164,14 @@ function pairs(d) {
   $("right").onchange = e => choose(+e.target.value === a ? b : a, +e.target.value);
   $("swap").onclick = () => choose(b, a);
   $("search").oninput = list;
-  $("search").onkeydown = e => { if (e.key === "Enter" && order.length) location.hash = link(order[0]); if (e.key === "Escape") { $("search").value = ""; list(); $("search").blur(); } };
+  $("search").onkeydown = e => { if (e.key === "Enter" && order.length) go(order[0]); if (e.key === "Escape") { $("search").value = ""; list(); $("search").blur(); } };
   $("viewport").addEventListener("scroll", shown, { passive: true });
   addEventListener("resize", shown);
   addEventListener("hashchange", follow);
   addEventListener("keydown", e => {
     if (isTyped(e)) return;
     const step = { j: 1, k: -1 }[e.key], at = order.indexOf(chosen);
-    if (step && order.length) { location.hash = link(order[Math.min(order.length - 1, Math.max(0, at + step))]); e.preventDefault(); }
+    if (step && order.length) { go(order[Math.min(order.length - 1, Math.max(0, at + step))]); e.preventDefault(); }
     if (e.key === "/") { $("search").focus(); e.preventDefault(); }
   });
   const drawn = histogram; histogram = () => {};
