@@ -68,38 +68,42 @@ def write(of: Sequence[Compared], folder: Path, title: str, pairs: Mapping[str, 
           notes: Sequence[str] = ()) -> Path:  # fmt: skip
     """Writes compare.html into `folder`. Returns its path.
 
-    pairs: of `matches`; objectives: numbers beside the scores that SAEs were chosen by, and whether to minimize or maximize them: by the
-    first one the best are told. notes: what a reader must know of the choice of these SAEs.
+    pairs: of `matches`; objectives: numbers beside the scores that SAEs were chosen by, and whether to minimize or maximize them: where
+    there is one alone, the best are the best by it. notes: what a reader must know of the choice of these SAEs.
     """
     objectives = dict(objectives or {})
     facts = [_facts(one) for one in of]
     keys = list(dict.fromkeys(key for known in facts for key in known))
-    common = {key: facts[0][key] for key in keys if all(known.get(key) == facts[0].get(key) for known in facts) and key in facts[0]}
+    common = {key: facts[0][key] for key in keys if key in facts[0] and all(known.get(key) == facts[0][key] for known in facts)}
     varied = [key for key in keys if key not in common]
     columns, same = _columns(of, objectives)
-    best = _best(of, columns)
-    architectures = [str(known.get("model", "SAE")) for known in facts]
-    order = ranks(of, objectives)
-    told = {
-        "saes": [
-            {"name": one.name, "model": model, "colour": colour, "scores": _of_fronts(one.scores.get("sae", {})), "rank": rank,
-             "settings": "  ".join(f"{key} {_text(known[key])}" for key in varied if key in known), "page": _page(one, folder)}
-            for one, model, colour, rank, known in zip(of, architectures, colours(architectures, order), order, facts, strict=True)
-        ],
+    told = _told(of, facts, varied, folder, objectives) | {"pairs": pairs}
+    page = rendered(
+        "compare.html", shown=told, title=title, notes=list(notes), common=[(key, _text(value)) for key, value in common.items()], same=same,
+        varied=varied, columns=columns, saes=list(_lines(told["saes"], of, facts, varied, columns)), pairs=pairs, panels=told["curves"],
+        nulls=[(name, [_cell(scores.get(column.name)) for column in columns]) for name, scores in nulls(of)], fronts=told["fronts"],
+        is_few=len(of) <= MANY, ranked_by=_ranked_by(objectives)[0].replace("_", " "), pairs_about=_about(pairs, of, objectives),
+    )  # fmt: skip
+    write_text(folder / "compare.html", page)
+    return folder / "compare.html"
+
+
+def _told(of: Sequence[Compared], facts: Sequence[Mapping[str, Any]], varied: Sequence[str], folder: Path,
+          objectives: Mapping[str, str]) -> dict[str, Any]:  # fmt: skip
+    """What the script of the page reads, but for the pairs."""
+    architectures, order = [str(known.get("model", "SAE")) for known in facts], ranks(of, objectives)
+    saes = [
+        {"name": one.name, "model": model, "colour": colour, "scores": _of_fronts(one.scores.get("sae", {})), "rank": rank,
+         "settings": "  ".join(f"{key} {_text(known[key])}" for key in varied if key in known), "page": _page(one, folder)}
+        for one, model, colour, rank, known in zip(of, architectures, colours(architectures, order), order, facts, strict=True)
+    ]  # fmt: skip
+    return {
+        "saes": saes,
         "nulls": [{"name": name, "scores": _of_fronts(scores)} for name, scores in nulls(of)],
         "fronts": list(_fronts(of, architectures)),
         "curves": list(_curves(of)),
         "shown": CURVES_SHOWN if len(of) > MANY else len(of),
-        "pairs": pairs,
-    }  # fmt: skip
-    page = rendered(
-        "compare.html", shown=told, title=title, notes=list(notes), common=[(key, _text(value)) for key, value in common.items()], same=same,
-        varied=varied, columns=columns, saes=list(_lines(told["saes"], of, facts, varied, columns, best)), pairs=pairs, panels=told["curves"],
-        nulls=[(name, [_cell(scores.get(column.name)) for column in columns]) for name, scores in nulls(of)], fronts=told["fronts"],
-        is_few=len(of) <= MANY, pairs_about=_about(pairs, of, objectives),
-    )  # fmt: skip
-    write_text(folder / "compare.html", page)
-    return folder / "compare.html"
+    }
 
 
 def _about(pairs: Mapping[str, Any] | None, of: Sequence[Compared], objectives: Mapping[str, str]) -> str:
@@ -155,17 +159,19 @@ def _best(of: Sequence[Compared], columns: Sequence[Column]) -> dict[str, float]
     return found
 
 
-def _lines(saes: Sequence[Mapping[str, Any]], of: Sequence[Compared], facts: Sequence[Mapping[str, Any]], varied: Sequence[str],
-           columns: Sequence[Column], best: Mapping[str, float]) -> Iterator[dict[str, Any]]:  # fmt: skip
-    for shown, one, known in zip(saes, of, facts, strict=True):
+def _lines(shown: Sequence[Mapping[str, Any]], of: Sequence[Compared], facts: Sequence[Mapping[str, Any]], varied: Sequence[str],
+           columns: Sequence[Column]) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Of the table: each cell as it is read and as it is sorted, and whether it is the best of its column."""
+    best = _best(of, columns)
+    for told, one, known in zip(shown, of, facts, strict=True):
         scores = one.scores.get("sae", {})
         cells = [(*_cell(scores.get(column.name)), scores.get(column.name) == best.get(column.name, math.nan)) for column in columns]
-        yield {**shown, "known": [_told(known.get(key)) for key in varied], "cells": cells}
+        yield {**told, "cells": cells, "known": [_setting(known.get(key)) for key in varied]}
 
 
-def _told(value: Any) -> tuple[str, Any]:
+def _setting(value: Any) -> tuple[str, Any]:
     """As it is read, and as it is sorted."""
-    return _text(value), value if isinstance(value, int | float) else "" if value is None else _text(value)
+    return _text(value), "" if value is None else value if isinstance(value, int | float) else _text(value)
 
 
 def _cell(value: float | None) -> tuple[str, Any]:
@@ -223,11 +229,15 @@ def line(points: Mapping[int, tuple[float, float]], is_less_better: bool) -> lis
 
 def ranks(of: Sequence[Compared], objectives: Mapping[str, str]) -> list[int]:
     """0 for the best by the objective, where there is one alone, or by explained variance; of SAEs without it the order."""
-    name, direction = next(iter(objectives.items())) if len(objectives) == 1 else ("explained_variance", "maximize")
+    name, direction = _ranked_by(objectives)
     values = [one.scores.get("sae", {}).get(name, math.nan) for one in of]
     sign = 1 if direction == "minimize" else -1
     order = sorted(range(len(of)), key=lambda i: (not math.isfinite(values[i]), sign * values[i] if math.isfinite(values[i]) else 0))
     return [order.index(i) for i in range(len(of))]
+
+
+def _ranked_by(objectives: Mapping[str, str]) -> tuple[str, str]:
+    return next(iter(objectives.items())) if len(objectives) == 1 else ("explained_variance", "maximize")
 
 
 def colours(architectures: Sequence[str], ranks: Sequence[int]) -> list[str]:

@@ -33,13 +33,20 @@ def of(tmp_path: Path, some) -> list[Compared]:  # noqa: F811
         run = tmp_path / f"run <{i}>"
         run.mkdir()
         if i < 3:
-            lines = [f"{step},{kind}/{of},{1 / step + i}" for step in range(1, 900) for of in ("loss", "l0") for kind in ("train", "val")]
+            lines = [
+                f"{step},{kind}/{of},{1 / step + i}" for step in range(1, 900, 9) for of in ("loss", "l0") for kind in ("train", "val")
+            ]
             (run / "metrics.csv").write_text("\n".join(["step,metric,value", *lines]) + "\n")
         if i < 2:
             (run / "report.html").write_text("a page")
         some.about.update(architecture="topk", transformer={"name": "words"}, hooks={"x": ["here"], "y": ["here"]})
         some.save(run / "sae")
-        told = {"model": "topk", "model.k": [16, 16, 32, 8][i], "data": f"/secret/place/{SETTING}" if i else "text", "seed": 3}
+        told = {
+            "model": "topk",
+            "data": f"/secret/place/{SETTING}" if i else "text",
+            "seed": 3,
+            **({"model.k": [16, 8, 128][i]} if i < 3 else {}),
+        }
         null = {"pca": {"l0": 16.0, "explained_variance": 0.25}} if i < 2 else {"pca": {"l0": 32.0, "explained_variance": 0.3}}
         made.append(Compared(name, run, run / "sae", run, told, {"sae": SCORES[i], **null}))
     return made
@@ -141,7 +148,7 @@ def test_table_and_plots(page):
         seen.heads = heads.filter(h => h.offsetWidth).map(h => h.innerText.split("\\n")[0]);
         seen.before = first(); seen.best = $$("#scores td.best").map(e => e.innerText); seen.settings = text("#scores td.setting");
         head("kl").click(); seen.kl = first(); head("kl").click(); seen.no_kl = first(); head("explained").click(); seen.variance = first();
-        head("SAE").click(); seen.names = first();
+        head("model.k").click(); seen.k = first(); head("SAE").click(); seen.names = first();
         document.querySelector("#with-nulls").click(); seen.without = first(); document.querySelector("#all-scores").click();
         seen.all = heads.filter(h => h.offsetWidth).length;
         seen.links = $$("#scores td a").map(e => e.getAttribute("href"));
@@ -151,6 +158,8 @@ def test_table_and_plots(page):
         const drawn = () => document.getElementById("panel0").data.map(t => t.name); seen.curves = drawn().length;
         $$("#names button")[0].click(); seen.fewer = drawn(); document.querySelector("#none").click(); seen.none = drawn();
         document.querySelector("#every").click(); seen.every = drawn().length;
+        const front = document.getElementById("front1"), model = front.data.findIndex(t => t.mode === "markers"); document.querySelector("#none").click();
+        front.emit("plotly_click", { points: [{ customdata: front.data[model].customdata[1] }] }); seen.clicked = drawn(); seen.found = text("tr.chosen td")[0];
         document.getElementById("theme").click(); seen.dark = document.documentElement.classList.contains("dark"); seen.width = innerWidth;
         """,
         "--window-size=500,1600",
@@ -160,7 +169,7 @@ def test_table_and_plots(page):
     assert "words" in seen["lead"]
     assert "ce clean 3.5 nats" in seen["same"]
     assert "rows 200." in seen["same"]
-    shown = ["SAE", "model.k", "data", "l0", "explained variance ↑", "kl ↓", "dead pct ↓"]
+    shown = ["SAE", "data", "model.k", "l0", "explained variance ↑", "kl ↓", "dead pct ↓"]
     assert [head.replace("\xa0", " ") for head in seen["heads"]] == shown
     assert seen["before"] == [*NAMES, "pca, L0 16", "pca, L0 32"]
     assert seen["best"] == ["0.25", "3", "0.95"]  # row by row; of L0 none is best
@@ -168,6 +177,7 @@ def test_table_and_plots(page):
     assert seen["kl"][:3] == [NAMES[0], NAMES[1], NAMES[3]]
     assert seen["no_kl"][:3] == [NAMES[3], NAMES[1], NAMES[0]]  # what has none stays last
     assert seen["variance"][:4] == [NAMES[2], NAMES[1], NAMES[0], NAMES[3]]
+    assert seen["k"][:4] == [NAMES[1], NAMES[0], NAMES[2], NAMES[3]]  # as numbers: 8, 16, 128
     assert set(seen["names"]) == set(seen["before"])
     assert len(seen["without"]) == 4
     assert seen["all"] == len(shown) + 1  # cosine; mse is no headline
@@ -181,6 +191,8 @@ def test_table_and_plots(page):
     assert len(seen["fewer"]) == 4
     assert NAMES[0] not in seen["fewer"]
     assert seen["none"] == []
+    assert set(seen["clicked"]) == {NAMES[1].replace("<", "&lt;").replace(">", "&gt;")}
+    assert seen["found"].strip() == NAMES[1]
     assert seen["dark"] is True
     assert (seen["width"], seen["overflow"]) == (500, 0)
 

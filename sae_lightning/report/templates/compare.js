@@ -14,6 +14,12 @@ heads.forEach((head, i) => head.querySelector("button").onclick = () => {
   const order = (a, b) => { const x = values.get(a), y = values.get(b); if ((x === "") !== (y === "")) return x === "" ? 1 : -1; return sign * (isNumber ? x - y : x.localeCompare(y, undefined, { numeric: true })); };
   table.tBodies[0].append(...rows.sort(order));
 });
+const lineOf = [...table.tBodies[0].rows];
+/** The row of an SAE, in view, and its curves. */
+function find(i) {
+  lineOf.forEach((row, k) => row.classList.toggle("chosen", k === i));
+  box.scrollTop = lineOf[i].offsetTop - box.clientHeight / 2; visible.add(i); names();
+}
 const withNulls = () => { if (nulls) box.classList.toggle("nulls", nulls.checked); };
 withNulls();
 $("all-scores").onchange = e => box.classList.toggle("all", e.target.checked);
@@ -39,7 +45,7 @@ function front(f, i) {
     const hue = /hsl\((\d+)/.exec(data.saes[own[0]].colour)[1], colour = models.length > 1 ? `hsl(${hue}, 55%, 50%)` : soft, at = (of, name) => of.map(p => data.saes[p].scores[name]);
     traces.push({ x: at(on, "l0"), y: at(on, f.name), mode: "lines", line: { color: colour, width: 1.3 }, opacity: 0.7, hoverinfo: "skip", showlegend: false, legendgroup: model });
     traces.push({ x: at(own, "l0"), y: at(own, f.name), mode: "markers", name: plain(model), legendgroup: model, showlegend: true, hovertemplate: "%{text}<extra></extra>",
-      marker: { color: own.map(p => data.saes[p].colour), size: own.length > 40 ? 6 : 9, symbol }, text: own.map(p => hover(data.saes[p].name, data.saes[p].settings, data.saes[p].scores)) });
+      marker: { color: own.map(p => data.saes[p].colour), size: own.length > 40 ? 6 : 9, symbol }, customdata: own, text: own.map(p => hover(data.saes[p].name, data.saes[p].settings, data.saes[p].scores)) });
   });
   const kinds = [...new Set(data.nulls.map(one => one.name.split(",")[0]))];
   if (nulls?.checked) kinds.forEach((kind, k) => {
@@ -49,6 +55,8 @@ function front(f, i) {
   });
   const x = traces.flatMap(t => t.x), [low, high] = [Math.min(...x) / 1.12, Math.max(...x) * 1.12], ticks = ticksOf(low, high);
   plot(`front${i}`, traces, { x: { type: "log", title: { text: "L0", standoff: 4 }, tickvals: ticks, ticktext: ticks.map(short), range: [Math.log10(low), Math.log10(high)] }, hovermode: "closest", margin: { l: 52, r: 12, t: 8, b: 40 }, legend: { orientation: "h", font: { size: 10 }, y: -0.2 } });
+  const chart = $(`front${i}`);
+  chart.removeAllListeners("plotly_click"); chart.on("plotly_click", e => { if (e.points[0].customdata !== undefined) find(e.points[0].customdata); });
 }
 
 // -- curves -----------------------------------------------------------------------------------------------------------
@@ -101,7 +109,7 @@ function pairs(d) {
     const box = make("div", undefined, "big"), row = (value, chance, text) => box.append(make("b", value), make("span", chance), make("span", text));
     row(short(mean(now.cosine)), `random ${short(mean(now.chance))}`, "mean cosine");
     row(`${short(100 * above(now.cosine))} %`, `random ${short(100 * above(now.chance))} %`, "of the pairs above 0.7");
-    row(now.n.toLocaleString("en"), "", `pairs, of ${now.living[0].toLocaleString("en")} and ${now.living[1].toLocaleString("en")} active latents`);
+    row(now.n.toLocaleString("en"), "", `pairs, of ${now.living[0].toLocaleString("en")} and ${now.living[1].toLocaleString("en")} active latents${now.n < Math.min(...now.living) ? ", drawn at random" : ""}`);
     $("matched").replaceChildren(box);
   }
   histogram = () => {
