@@ -37,6 +37,8 @@ CURVES_SHOWN, MANY = 5, 8
 """Of more than `MANY` SAEs the curves of so many are drawn before one asks for others."""
 ALL_POINTS, LEAST_POINTS = 6000, 60
 """Of all curves of one panel and kind together; of each at least."""
+START = ("seed", "latents", "row width")
+"""SAEs that have these alike began with the same directions."""
 HUES = (212, 22, 145, 325, 265, 45, 185, 0, 95, 290)
 SHADES = ((0, 50), (-14, 68), (12, 36), (8, 60), (-8, 44))
 """Of SAEs of one architecture: how far its hue is turned, and how light."""
@@ -94,7 +96,8 @@ def _told(of: Sequence[Compared], facts: Sequence[Mapping[str, Any]], varied: Se
     architectures, order = [str(known.get("model", "SAE")) for known in facts], ranks(of, objectives)
     saes = [
         {"name": one.name, "model": model, "colour": colour, "scores": _of_fronts(one.scores.get("sae", {})), "rank": rank,
-         "settings": "  ".join(f"{key} {_text(known[key])}" for key in varied if key in known), "page": _page(one, folder)}
+         "settings": "  ".join(f"{key} {_text(known[key])}" for key in varied if key in known), "page": _page(one, folder),
+         "start": [known.get(key) for key in START]}
         for one, model, colour, rank, known in zip(of, architectures, colours(architectures, order), order, facts, strict=True)
     ]  # fmt: skip
     return {

@@ -44,7 +44,7 @@ def of(tmp_path: Path, some) -> list[Compared]:  # noqa: F811
         told = {
             "model": "topk",
             "data": f"/secret/place/{SETTING}" if i else "text",
-            "seed": 3,
+            "seed": i // 2,
             **({"model.k": [16, 8, 128][i]} if i < 3 else {}),
         }
         null = {"pca": {"l0": 16.0, "explained_variance": 0.25}} if i < 2 else {"pca": {"l0": 32.0, "explained_variance": 0.3}}
@@ -144,7 +144,8 @@ def test_table_and_plots(page):
         await wait(1500);
         const rows = () => $$("#scores tbody tr").filter(e => e.offsetHeight), first = () => rows().map(r => r.cells[0].innerText.trim());
         const heads = $$("#scores th"), head = name => heads.find(h => h.innerText.startsWith(name)).querySelector("button");
-        seen.title = text("h1")[0]; seen.lead = text(".lead")[0]; seen.same = text("#scores .note")[0];
+        seen.title = text("h1")[0];
+        seen.unlinked = ["left", "right"].map(id => document.getElementById(id).value); seen.lead = text(".lead")[0]; seen.same = text("#scores .note")[0];
         seen.heads = heads.filter(h => h.offsetWidth).map(h => h.innerText.split("\\n")[0]);
         seen.before = first(); seen.best = $$("#scores td.best").map(e => e.innerText); seen.settings = text("#scores td.setting");
         head("kl").click(); seen.kl = first(); head("kl").click(); seen.no_kl = first(); head("explained").click(); seen.variance = first();
@@ -165,11 +166,12 @@ def test_table_and_plots(page):
         "--window-size=500,1600",
     )
     assert seen["title"] == "4 <SAEs>"
-    assert "seed 3" in seen["lead"]
+    assert seen["unlinked"] == ["0", "2"]  # the first ones of two seeds
+    assert "model topk" in seen["lead"]
     assert "words" in seen["lead"]
     assert "ce clean 3.5 nats" in seen["same"]
     assert "rows 200." in seen["same"]
-    shown = ["SAE", "data", "model.k", "l0", "explained variance ↑", "kl ↓", "dead pct ↓"]
+    shown = ["SAE", "data", "seed", "model.k", "l0", "explained variance ↑", "kl ↓", "dead pct ↓"]
     assert [head.replace("\xa0", " ") for head in seen["heads"]] == shown
     assert seen["before"] == [*NAMES, "pca, L0 16", "pca, L0 32"]
     assert seen["best"] == ["0.25", "3", "0.95"]  # row by row; of L0 none is best
@@ -240,7 +242,8 @@ def test_pairs_are_chosen_sorted_searched_and_linked_to(page, data, some, others
     assert seen["contexts"][0] == pytest.approx(values, rel=5e-3)
     assert seen["contexts"][0] == seen["contexts"][1]
     assert f"run%20%3C0%3E/report.html#latent={target}" in seen["page"]
-    assert seen["other"] != seen["facts"]
+    assert "Both began with the same directions (seed 0)" in seen["facts"]
+    assert "Both began" not in seen["other"]
     assert (seen["chosen"], seen["swapped"]) == (["0", "2"], ["2", "0"])
     assert seen["densest"] == sorted(seen["densest"], reverse=True)
     assert seen["pair"] == ["0", "2"]

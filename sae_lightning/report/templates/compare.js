@@ -93,10 +93,11 @@ function pairs(d) {
   let a, b, now, labels, order = [], chosen = -1, sorted = "cosine", falling = true;
   for (const id of ["left", "right"]) sides.forEach((side, i) => { const o = make("option", side.sae.name); o.value = i; $(id).append(o); });
 
+  const start = s => sides[s].sae.start[0] == null ? `of its own ${s}` : JSON.stringify(sides[s].sae.start);
   function choose(left, right) {
     if (left === right) right = sides.findIndex((_, i) => i !== left);
     const found = d.pairs.find(p => (p.a === left && p.b === right) || (p.a === right && p.b === left));
-    if (!found) return;
+    if (!found) { $("left").value = a; $("right").value = b; return; }
     [a, b] = [left, right]; $("left").value = a; $("right").value = b;
     const flip = found.a !== a, ids = [array(found.left), array(found.right)], [l, r] = flip ? ids.reverse() : ids, at = [Array.from(l, places[a]), Array.from(r, places[b])];
     now = { n: l.length, left: l, right: r, cosine: array(found.cosine), together: array(found.together), chance: array(found.chance), living: flip ? [...found.living].reverse() : found.living, at,
@@ -110,7 +111,8 @@ function pairs(d) {
     row(short(mean(now.cosine)), `random ${short(mean(now.chance))}`, "mean cosine");
     row(`${short(100 * above(now.cosine))} %`, `random ${short(100 * above(now.chance))} %`, "of the pairs above 0.7");
     row(now.n.toLocaleString("en"), "", `pairs, of ${now.living[0].toLocaleString("en")} and ${now.living[1].toLocaleString("en")} active latents${now.n < Math.min(...now.living) ? ", drawn at random" : ""}`);
-    $("matched").replaceChildren(box);
+    const isSame = start(a) === start(b), note = isSame ? `Both began with the same directions (seed ${sides[a].sae.start[0]}): many cosines are high for that alone. Two seeds show what training finds again.` : "";
+    $("matched").replaceChildren(box, make("p", note, "note"));
   }
   histogram = () => {
     const css = getComputedStyle(document.documentElement), colour = name => css.getPropertyValue(name).trim(), bins = { start: -1, end: 1.0001, size: 0.04 };
@@ -183,7 +185,8 @@ function pairs(d) {
     if (e.key === "/") { $("search").focus(); e.preventDefault(); }
   });
   const drawn = histogram; histogram = () => {};
-  if (!follow()) choose(0, 1); else $("pairs").scrollIntoView();
+  const first = d.pairs.find(p => start(p.a) !== start(p.b)) ?? d.pairs[0];
+  if (!follow()) choose(first.a, first.b); else $("pairs").scrollIntoView();
   histogram = drawn;
 }
 if (data.pairs) pairs(data.pairs);
