@@ -79,7 +79,7 @@ def write(of: Sequence[Compared], folder: Path, title: str, pairs: Mapping[str, 
     common = {key: facts[0][key] for key in keys if key in facts[0] and all(known.get(key) == facts[0][key] for known in facts)}
     varied = [key for key in keys if key not in common]
     columns, same = _columns(of, objectives)
-    told = _told(of, facts, varied, folder, objectives) | {"pairs": pairs}
+    told: dict[str, Any] = {**_told(of, facts, varied, folder, objectives), "pairs": pairs}
     page = rendered(
         "compare.html", shown=told, title=title, notes=list(notes), common=[(key, _text(value)) for key, value in common.items()], same=same,
         varied=varied, columns=columns, saes=list(_lines(told["saes"], of, facts, varied, columns)), pairs=pairs, panels=told["curves"],
