@@ -57,8 +57,8 @@ def description(trainer: L.Trainer, module: SAEModule) -> dict[str, Any]:
         "views": data.views,
         "widths": {"x": list(data.shape.x), "y": list(data.shape.y)},
     }
-    if data.transformer is not None:
+    if data.network is not None:
         hooks = {"x": list(data.hooks.x), "y": list(data.hooks.y)}
-        transformer = {"name": data.transformer.name} | data.transformer.identity()
+        transformer = {"name": data.network.name} | data.network.identity()
         known |= {"transformer": transformer, "hook": data.hook, "hooks": hooks}
     return known | ({"data": data.origin} if data.origin else {})

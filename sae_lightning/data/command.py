@@ -71,15 +71,16 @@ def _info(arguments: argparse.Namespace) -> None:
 def _contents(folder: Path, manifest: Manifest) -> Table:
     counts, shards = manifest.counts, len(manifest.shards)
     shares = {SHARE: manifest.identity[SHARE]} if SHARE in manifest.identity else {}
-    texts = manifest.identity.get(TEXTS) or [{key: manifest.identity.get(key) for key in OF_TEXT} | shares]
+    texts = manifest.identity.get(TEXTS) or [{key: manifest.identity[key] for key in OF_TEXT if key in manifest.identity} | shares]
+    each = "positions" if manifest.is_of_images else "tokens"
     facts = {
         "store": str(folder) if manifest.complete else f"{folder}: INCOMPLETE, {shards} of {manifest.shards_expected()} shards",
         "transformer": _plain(manifest.identity.get("transformer")),
         "hook points": ", ".join(f"{hook} (d {d})" for hook, d in manifest.widths.items()),
-        "text": "\n".join(map(_plain, texts)),
-        "sequences": f"{sum(shard.sequences for shard in manifest.shards):,} of {manifest.context_length} tokens; asked for: {manifest.sequences:,}",
-        "rows": f"{counts.rows:,} of {counts.tokens:,} tokens, {manifest.dtype}",
-        "left out": f"{counts.special:,} special tokens (ids {', '.join(map(str, manifest.special_ids))}), "
+        "images" if manifest.is_of_images else "text": "\n".join(map(_plain, texts)),
+        "sequences": f"{sum(shard.sequences for shard in manifest.shards):,} of {manifest.context_length} {each}; asked for: {manifest.sequences:,}",
+        "rows": f"{counts.rows:,} of {counts.tokens:,} {each}, {manifest.dtype}",
+        "left out": f"{counts.special:,} special {each} (ids {', '.join(map(str, manifest.special_ids))}), "
         f"{counts.nonfinite:,} NaN or infinite, {counts.norm_above_limit:,} by norm",
         "exclusions": _plain(manifest.identity.get("exclusions")),
         "files": f"{shards} shards, {sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from sae_lightning.data.batch import Batch, Hooks, Shape, Views, arranged, cut
 from sae_lightning.data.described import DescribedRows
 from sae_lightning.data.foreign.existing import ExistingCache
-from sae_lightning.data.harvest import Harvest
+from sae_lightning.data.harvest import Harvesting
 from sae_lightning.data.manifest import check_hook
 from sae_lightning.data.order import LastBatch, places_of
 from sae_lightning.data.remote.store import RemoteSource, RemoteStore
@@ -42,7 +42,7 @@ class ActivationDataModule(RowsDataModule):
 
     def __init__(
         self,
-        source: Harvest | ExistingStore | ExistingCache | RemoteSource,
+        source: Harvesting | ExistingStore | ExistingCache | RemoteSource,
         hook: str,
         batch_size: int,
         validation_rows: int | None = None,
@@ -105,7 +105,8 @@ class ActivationDataModule(RowsDataModule):
         if parts.train_rows < self.batch_size:
             raise InputError(
                 f"{self.store.path} has {parts.train_rows} training rows, less than one batch of data.batch_size={self.batch_size}: "
-                "harvest more tokens (a longer text, data.max_tokens) or lower data.batch_size"
+                f"harvest more {'images (data.max_images)' if self.is_of_images else 'tokens (a longer text, data.max_tokens)'} "
+                "or lower data.batch_size"
             )
         if isinstance(self.store, RemoteStore):
             self.store.keep(parts.validation_rows)
@@ -143,7 +144,17 @@ class ActivationDataModule(RowsDataModule):
         return super().rows_trained
 
     def numbers(self) -> dict[str, float]:
-        return {"passes": self.rows_trained / self.parts.train_rows}
+        images = {} if self.rows_per_image is None else {"images": self.rows_trained / self.rows_per_image}
+        return {"passes": self.rows_trained / self.parts.train_rows} | images
+
+    @property
+    def rows_per_image(self) -> float | None:
+        """Of a store of images (the mean, where rows were left out)."""
+        return self.store.rows / self.store.sequences if self.is_of_images else None
+
+    @property
+    def is_of_images(self) -> bool:
+        return isinstance(self.store, DescribedRows) and self.store.manifest.is_of_images
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
@@ -200,5 +211,12 @@ class ActivationDataModule(RowsDataModule):
         """The same of sequences start … stop − 1 of that row."""
         return self._tokens(self.sequences.read(start, stop))
 
+    def images_held_out(self) -> tuple[Int[Tensor, " n"], Bool[Tensor, "n positions"]]:
+        if not self.is_of_images:
+            return super().images_held_out()
+        return self.parts.validation, self.store.has_row(self.parts.validation)
+
     def _tokens(self, sequences: Int[Tensor, " n"]) -> tuple[Int[Tensor, "n context"], Bool[Tensor, "n context"]]:
+        if self.is_of_images:
+            raise InputError(f"{self.store.path} has no tokens: its rows are of images")
         return self.store.tokens(sequences).long(), ~self.store.has_row(sequences)

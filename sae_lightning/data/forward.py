@@ -1,19 +1,21 @@
-"""From a text to the rows that are kept."""
+"""From a text, or from images, to the rows that are kept."""
 
 import dataclasses
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from sae_lightning.data.encoded import DTYPES, Encoded, encode
+from sae_lightning.data.images import Images
 from sae_lightning.data.manifest import Manifest
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
-from sae_lightning.transformers.base import Transformer
-from sae_lightning.transformers.hooks import read
+from sae_lightning.transformers.base import Inputs, Network
+from sae_lightning.transformers.hooks import read_inputs
 
 
 @dataclasses.dataclass
@@ -40,20 +42,20 @@ class Rows:
 def forward(
     model: nn.Module,
     hooks: list[str],
-    ids: Int[Tensor, "batch context"],
+    inputs: Inputs,
     special: Int[Tensor, " special"],
     dtype: str,
     skip_nonfinite: bool,
     first_sequence: int,
 ) -> Rows:
-    """One forward pass. Special tokens give no row; nor do rows that are NaN or infinite at any hook point, in `dtype`.
+    """One forward pass. Ids that are special give no row; nor do rows that are NaN or infinite at any hook point, in `dtype`.
 
     Errors: InputError for such a row, unless `skip_nonfinite`.
     """
-    activations = read(model, hooks, ids)
-    keep = ~torch.isin(ids, special)
+    activations = read_inputs(model, hooks, inputs.ids.shape, inputs.named)
+    keep = ~torch.isin(inputs.ids, special)
     raw = {hook: activations[hook][keep] for hook in hooks}
-    result = Rows(ids, keep, {hook: encode(rows, dtype) for hook, rows in raw.items()}, {}, int((~keep).sum()), 0)
+    result = Rows(inputs.ids, keep, {hook: encode(rows, dtype) for hook, rows in raw.items()}, {}, int((~keep).sum()), 0)
     finite = torch.stack([_is_finite(rows) for rows in result.rows.values()])
     if not bool(finite.all()):
         if not skip_nonfinite:
@@ -81,21 +83,22 @@ def _first_nonfinite(result: Rows, raw: dict[str, Tensor], finite: Tensor, dtype
 
 
 class Passes:
-    """The rows of a text's sequences, one forward pass at a time, in any order; cheapest in ascending order.
+    """The rows of a text's sequences, or of images, one forward pass at a time, in any order; cheapest in ascending order.
 
     The transformer is loaded at once, on `device`; None: on a GPU where there is one.
     """
 
     def __init__(
-        self, transformer: Transformer, text: Text, manifest: Manifest, seed: int, skip_nonfinite: bool, device: torch.device | None = None
-    ):
+        self, transformer: Network, text: Text | Images, manifest: Manifest, seed: int, skip_nonfinite: bool,
+        device: torch.device | None = None,
+    ):  # fmt: skip
         self.transformer, self.text, self.manifest = transformer, text, manifest
         self.seed, self.skip_nonfinite = seed, skip_nonfinite
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = transformer.load(self.device)
         self.special = torch.tensor(manifest.special_ids, dtype=torch.int64, device=self.device)
         self.vocabulary: int | None = getattr(transformer.config().get_text_config(), "vocab_size", None)
-        self._texts: Iterator[list[int]] = iter(())
+        self._texts: Iterator[Any] = iter(())
         self._next: int | None = None
         self._ahead: dict[int, Rows] = {}
 
@@ -112,10 +115,7 @@ class Passes:
                 norms[hook].append(values)
             found, start = found + int(batch.keep.sum()), start + len(batch.ids)
         if not found:
-            raise InputError(
-                f"the text '{self.text.name}' gives no row in sequences of {self.manifest.context_length} tokens: "
-                "give a longer text or lower data.context_length"
-            )
+            raise InputError(self.text.without_rows(self.manifest.context_length))
         return {hook: float(torch.cat(values)[:rows].median()) for hook, values in norms.items()}
 
     def batch(self, start: int) -> Rows | None:
@@ -124,16 +124,16 @@ class Passes:
             return self._ahead.pop(start)
         stop = min(start + self.manifest.forward_batch_size, self.manifest.sequences)
         if start != self._next:
-            self._texts = iter(self.text.sequences(self.transformer, self.manifest.context_length, start, self.seed))
+            self._texts = iter(self.text.sequences(self.transformer, self.manifest.context_length, start, self.seed))  # type: ignore[arg-type]
         sequences = list(islice(self._texts, stop - start))
         self._next = start + len(sequences)
         if not sequences:
             return None
-        ids = torch.tensor(sequences, dtype=torch.int64)
-        if self.vocabulary is not None and int(ids.max()) >= self.vocabulary:
+        inputs = self.transformer.inputs(sequences)
+        if self.vocabulary is not None and int(inputs.ids.max()) >= self.vocabulary:
             raise InputError(
-                f"the text '{self.text.name}' has token id {int(ids.max())}, {self.transformer.name} has {self.vocabulary} tokens: "
+                f"the text '{self.text.name}' has token id {int(inputs.ids.max())}, {self.transformer.name} has {self.vocabulary} tokens: "
                 "it was tokenised for another transformer"
             )
         hooks, dtype = list(self.manifest.widths), self.manifest.dtype
-        return forward(self.model, hooks, ids.to(self.device), self.special, dtype, self.skip_nonfinite, start)
+        return forward(self.model, hooks, inputs.to(self.device), self.special, dtype, self.skip_nonfinite, start)

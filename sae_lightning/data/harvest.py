@@ -1,5 +1,6 @@
-"""Making an activation store: a transformer reads a text, what happens at its hook points is written down."""
+"""Making an activation store: a transformer reads a text, or images; what happens at its hook points is written down."""
 
+import abc
 import contextlib
 import hashlib
 import json
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from sae_lightning.data.encoded import DTYPES
 from sae_lightning.data.forward import Passes
+from sae_lightning.data.images import Images
 from sae_lightning.data.manifest import MANIFEST, STATISTICS, Manifest, read_manifest
 from sae_lightning.data.progress import Progress
 from sae_lightning.data.store import Store
@@ -23,7 +25,7 @@ from sae_lightning.data.text import Text
 from sae_lightning.data.writer import ShardBuffer, StoreWriter
 from sae_lightning.errors import InputError
 from sae_lightning.files import write_json
-from sae_lightning.transformers.base import Transformer
+from sae_lightning.transformers.base import Network, Transformer
 
 log = logging.getLogger(__name__)
 
@@ -31,63 +33,67 @@ ROWS_FOR_MEDIAN = 8192
 OWNER = ".harvesting.json"
 
 
-class Harvest:
-    """The store of a transformer's activations on a text: described at once, made by `ensure` where it is not there yet.
+class Harvesting(abc.ABC):
+    """The store of what happens in a network that reads something: described at once, made by `ensure` where it is not there yet.
 
-    `max_tokens` are fed, in sequences of `context_length`; a text that ends earlier gives fewer, which is said. One forward pass
-    serves all `hooks` (None: the transformer's own). Special tokens (BOS, EOS, padding) give no rows. `exclude_norm_above` leaves out
-    rows (sink tokens) whose norm, at any hook point, exceeds so many times the median norm of the first 8192 rows; how many exceed
-    10 times is always counted. `on_nonfinite`: what to do with rows that are NaN, infinite, or too large for `dtype` (int8: bytes with a scale
-    for each row and hook point). `shard_rows` and
-    `forward_batch_size` (sequences) do not determine the rows: those of a store that was begun stay as they were. The folder is
-    `<stores>/<transformer>-<text>-<hash of what determines the rows>`.
-
-    Errors: InputError for settings that cannot be, when constructed.
+    `source` has numbered sequences; `sequences` of them are read. A subclass says what a sequence is. Errors: InputError for settings
+    that cannot be, when constructed.
     """
+
+    unit: str
+    """In which an amount is given: tokens or images."""
+    other: str
+    """What to give instead, where none of it can be used."""
+    remedy: str
+    """What to do where the disk is too small."""
 
     def __init__(
         self,
-        transformer: Transformer,
-        text: Text,
-        hooks: Sequence[str] | None = None,
-        context_length: int = 128,
-        max_tokens: int = 1_000_000,
-        dtype: str = "bfloat16",
-        on_nonfinite: Literal["refuse", "skip"] = "refuse",
-        exclude_norm_above: float | None = None,
-        shard_rows: int = 32_768,
-        forward_batch_size: int = 32,
-        seed: int = 0,
-        stores: str | Path = "stores",
+        transformer: Network,
+        source: Text | Images,
+        hooks: Sequence[str],
+        sequences: int,
+        dtype: str,
+        on_nonfinite: Literal["refuse", "skip"],
+        exclude_norm_above: float | None,
+        shard_rows: int,
+        forward_batch_size: int,
+        seed: int,
+        stores: str | Path,
     ):
-        self.transformer, self.text = transformer, text
-        self.hooks = [str(hook) for hook in (transformer.hooks if hooks is None else hooks)]
-        self.context_length, self.max_tokens, self.dtype = context_length, max_tokens, dtype
-        self.on_nonfinite, self.exclude_norm_above = on_nonfinite, exclude_norm_above
+        self.transformer, self.source, self.sequences = transformer, source, sequences
+        self.hooks = [str(hook) for hook in hooks]
+        self.dtype, self.on_nonfinite, self.exclude_norm_above = dtype, on_nonfinite, exclude_norm_above
         self.shard_rows, self.forward_batch_size = shard_rows, forward_batch_size
         self.seed, self.stores = seed, Path(stores)
-        self.sequences = max_tokens // context_length if context_length > 0 else 0
         self._check_settings()
 
-    @cached_property
+    @property
+    @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
         """What determines the rows, and nothing else. JSON-able."""
-        identity = {
-            "transformer": self.transformer.identity(),
-            "hooks": self.hooks,
-            "text": self.text.identity(),
-            "context_length": self.context_length,
-            "sequences": self.sequences,
-            "seed": self.seed,
-            "dtype": self.dtype,
-            "exclusions": {"special": True, "on_nonfinite": self.on_nonfinite, "norm_above": self.exclude_norm_above},
-        }
-        return json.loads(json.dumps(identity))
+
+    @property
+    @abc.abstractmethod
+    def positions(self) -> int:
+        """Of a sequence."""
+
+    @abc.abstractmethod
+    def special_ids(self) -> set[int]:
+        """What gives no row where it stands."""
+
+    @abc.abstractmethod
+    def check_source(self) -> None:
+        """Errors: InputError for what cannot be read, before anything heavy is done."""
+
+    @abc.abstractmethod
+    def amount(self, sequences: int) -> int:
+        """So many sequences in `unit`s."""
 
     @property
     def path(self) -> Path:
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
-        return self.stores / f"{self.transformer.name}-{self.text.name}-{digest}"
+        return self.stores / f"{self.transformer.name}-{self.source.name}-{digest}"
 
     def widths(self) -> dict[str, int]:
         """Width d by hook point, without weights, activations or text.
@@ -114,34 +120,27 @@ class Harvest:
     # -- before -----------------------------------------------------------------------------------------------------
 
     def _check_settings(self) -> None:
-        for name in ("context_length", "max_tokens", "shard_rows", "forward_batch_size"):
+        for name in ("shard_rows", "forward_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name} is {getattr(self, name)}: give a positive number")
         if self.dtype not in DTYPES:
             raise InputError(f"data.dtype is '{self.dtype}': choose one of {', '.join(DTYPES)}")
         if self.exclude_norm_above is not None and self.exclude_norm_above <= 1:
             raise InputError(f"data.exclude_norm_above is {self.exclude_norm_above}: give a multiple of the median norm, such as 10")
-        if self.sequences < 1:
-            raise InputError(
-                f"data.max_tokens={self.max_tokens} is less than one sequence of data.context_length={self.context_length} tokens: raise it"
-            )
         if not self.hooks or len(set(self.hooks)) < len(self.hooks):
             raise InputError(f"data.hooks is {self.hooks}: give different hook points, at least one")
 
     def _check(self, widths: dict[str, int], manifest: Manifest | None) -> None:
-        longest = self.transformer.max_context()
-        if longest is not None and self.context_length > longest:
-            raise InputError(f"data.context_length={self.context_length} is more than {self.transformer.name} can read: at most {longest}")
-        self.text.check()
+        self.check_source()
         row = sum(widths.values()) * DTYPES[self.dtype].itemsize + 20  # 20: token, sequence, position; the sequence's tokens
         row += 4 * len(widths) if self.dtype == "int8" else 0  # their scales
         written = sum(shard.bytes for shard in manifest.shards if (self.path / shard.name).exists()) if manifest else 0
-        needed = self.sequences * self.context_length * row - written
+        needed = self.sequences * self.positions * row - written
         free = shutil.disk_usage(_existing(self.stores)).free
         if needed > free:
             raise InputError(
                 f"the activations need {needed / 1e6:.0f} MB and the disk of {self.stores} has {free / 1e6:.0f} MB free: "
-                "lower data.max_tokens, free some space or set paths.stores to another disk"
+                f"{self.remedy}, free some space or set paths.stores to another disk"
             )
 
     def _manifest(self) -> Manifest | None:
@@ -159,13 +158,13 @@ class Harvest:
 
     def _new_manifest(self, widths: dict[str, int]) -> Manifest:
         # A shard holds whole forward passes, so that a single one can be harvested again and comes out the same.
-        batches = max(1, self.shard_rows // (self.context_length * self.forward_batch_size))
+        batches = max(1, self.shard_rows // (self.positions * self.forward_batch_size))
         return Manifest(
             identity=self.identity,
             widths=widths,
             dtype=self.dtype,
-            context_length=self.context_length,
-            special_ids=sorted(self.transformer.special_ids()),
+            context_length=self.positions,
+            special_ids=sorted(self.special_ids()),
             sequences=self.sequences,
             shard_sequences=batches * self.forward_batch_size,
             forward_batch_size=self.forward_batch_size,
@@ -198,20 +197,20 @@ class Harvest:
         missing = writer.missing()
         if missing:
             sequences = sum(min(manifest.shard_sequences, manifest.sequences - i * manifest.shard_sequences) for i in missing)
-            tokens = sequences * manifest.context_length
-            log.info("harvesting %s of %s: up to %d tokens into %s", ", ".join(self.hooks), self.transformer.name, tokens, self.path)
-            passes = Passes(self.transformer, self.text, manifest, self.seed, self.on_nonfinite == "skip")
-            with Progress("harvest", tokens) as progress:
+            what = ", ".join(self.hooks), self.transformer.name, self.amount(sequences), self.unit, self.path
+            log.info("harvesting %s of %s: up to %d %s into %s", *what)
+            passes = Passes(self.transformer, self.source, manifest, self.seed, self.on_nonfinite == "skip")
+            with Progress("harvest", sequences * manifest.context_length) as progress:
                 if manifest.median_norms is None:
                     writer.set_median_norms(passes.median_norms(ROWS_FOR_MEDIAN))
                 for index in missing:
                     buffer = self._shard(manifest, passes, index, progress)
                     if not buffer.sequences:
-                        break  # the text has ended
+                        break  # the text, or the images, have ended
                     writer.write_shard(index, buffer)
                 log.info("harvested %d rows at %.0f rows/s", progress.rows, progress.rows_per_second)
         if not manifest.counts.rows:
-            raise InputError(f"no row of {self.path} was kept: raise data.exclude_norm_above or give another text")
+            raise InputError(f"no row of {self.path} was kept: raise data.exclude_norm_above or give {self.other}")
         (self.path / OWNER).unlink(missing_ok=True)  # before: a harvest that is killed after it is complete leaves nothing else
         writer.finish()
         self._report(manifest)
@@ -230,15 +229,93 @@ class Harvest:
         return buffer
 
     def _report(self, manifest: Manifest) -> None:
-        counts = manifest.counts
-        if counts.tokens < manifest.sequences * manifest.context_length:
-            log.warning("the text ended after %d of %d tokens", counts.tokens, manifest.sequences * manifest.context_length)
+        counts, sequences = manifest.counts, sum(shard.sequences for shard in manifest.shards)
+        if sequences < manifest.sequences:
+            what = "the images" if manifest.is_of_images else "the text"
+            log.warning("%s ended after %d of %d %s", what, self.amount(sequences), self.amount(manifest.sequences), self.unit)
         log.info(
             "%s: %d rows of %d tokens; left out: %d special tokens (ids %s), %d NaN or infinite, %d by norm; "
             "norm above 10 x the median: %s",
             *(self.path, counts.rows, counts.tokens, counts.special, manifest.special_ids, counts.nonfinite, counts.norm_above_limit),
             ", ".join(f"{n} at {hook}" for hook, n in counts.large_norms.items()),
         )
+
+
+class Harvest(Harvesting):
+    """The store of a transformer's activations on a text.
+
+    `max_tokens` are fed, in sequences of `context_length`; a text that ends earlier gives fewer, which is said. One forward pass
+    serves all `hooks` (None: the transformer's own). Special tokens (BOS, EOS, padding) give no rows. `exclude_norm_above` leaves out
+    rows (sink tokens) whose norm, at any hook point, exceeds so many times the median norm of the first 8192 rows; how many exceed
+    10 times is always counted. `on_nonfinite`: what to do with rows that are NaN, infinite, or too large for `dtype` (int8: bytes with a scale
+    for each row and hook point). `shard_rows` and
+    `forward_batch_size` (sequences) do not determine the rows: those of a store that was begun stay as they were. The folder is
+    `<stores>/<transformer>-<text>-<hash of what determines the rows>`.
+
+    Errors: InputError for settings that cannot be, when constructed.
+    """
+
+    unit, other, remedy = "tokens", "another text", "lower data.max_tokens"
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        text: Text,
+        hooks: Sequence[str] | None = None,
+        context_length: int = 128,
+        max_tokens: int = 1_000_000,
+        dtype: str = "bfloat16",
+        on_nonfinite: Literal["refuse", "skip"] = "refuse",
+        exclude_norm_above: float | None = None,
+        shard_rows: int = 32_768,
+        forward_batch_size: int = 32,
+        seed: int = 0,
+        stores: str | Path = "stores",
+    ):
+        self.text, self.context_length, self.max_tokens = text, context_length, max_tokens
+        of_text = {"context_length": context_length, "max_tokens": max_tokens}
+        for name, value in of_text.items():
+            if value < 1:
+                raise InputError(f"data.{name} is {value}: give a positive number")
+        if max_tokens < context_length:
+            raise InputError(
+                f"data.max_tokens={max_tokens} is less than one sequence of data.context_length={context_length} tokens: raise it"
+            )
+        super().__init__(
+            transformer, text, transformer.hooks if hooks is None else hooks, max_tokens // context_length, dtype, on_nonfinite,
+            exclude_norm_above, shard_rows, forward_batch_size, seed, stores,
+        )  # fmt: skip
+        self.transformer: Transformer = transformer
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        identity = {
+            "transformer": self.transformer.identity(),
+            "hooks": self.hooks,
+            "text": self.text.identity(),
+            "context_length": self.context_length,
+            "sequences": self.sequences,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "exclusions": {"special": True, "on_nonfinite": self.on_nonfinite, "norm_above": self.exclude_norm_above},
+        }
+        return json.loads(json.dumps(identity))
+
+    @property
+    def positions(self) -> int:
+        return self.context_length
+
+    def special_ids(self) -> set[int]:
+        return self.transformer.special_ids()
+
+    def check_source(self) -> None:
+        longest = self.transformer.max_context()
+        if longest is not None and self.context_length > longest:
+            raise InputError(f"data.context_length={self.context_length} is more than {self.transformer.name} can read: at most {longest}")
+        self.text.check()
+
+    def amount(self, sequences: int) -> int:
+        return sequences * self.context_length
 
 
 def _existing(folder: Path) -> Path:

@@ -71,6 +71,11 @@ class Manifest:
     schema: int = SCHEMA
 
     @property
+    def is_of_images(self) -> bool:
+        """Whether a sequence is an image, and an id the number of a position: of a class token, a register or a patch."""
+        return any("images" in source for source in [self.identity, *self.identity.get("texts", [])])
+
+    @property
     def counts(self) -> Counts:
         return total(shard.counts for shard in self.shards)
 

@@ -82,6 +82,12 @@ class MixedDataModule(RowsDataModule):
             store.pool_rows = max(LANES, round(pool * weight))
         return Mixture(self.weights)
 
+    def numbers(self) -> dict[str, float]:
+        per_image = [store.rows_per_image for store in self.stores]
+        if any(rows is None for rows in per_image):
+            return {}
+        return {"images": sum(self.rows_trained * weight / rows for weight, rows in zip(self.weights.tolist(), per_image, strict=True))}  # type: ignore[operator]
+
     @property
     def origin(self) -> dict[str, Any]:
         found = [store.origin | {"weight": weight} for store, weight in zip(self.stores, self.weights.tolist(), strict=True)]

@@ -19,8 +19,8 @@ from sae_lightning.data.writer import StoreWriter
 from sae_lightning.errors import InputError
 from sae_lightning.files import is_disk_full, replacing, sync_folder, write_json
 
-OF_TEXT = ("text", "seed", "sequences")
-"""What an identity says about the text that was read; all else of it must be equal in stores that are joined."""
+OF_TEXT = ("text", "images", "seed", "sequences")
+"""What an identity says about the text that was read, or the images; all else of it must be equal in stores that are joined."""
 TEXTS, SHARE = "texts", "share"
 """What the identity of a joined store has instead, one entry for each text; and which part of all this a store holds, if not the whole."""
 
@@ -161,7 +161,9 @@ def _texts_of(identity: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _sources(identity: dict[str, Any]) -> set[str]:
     """Texts and seeds, as JSON."""
-    return {json.dumps({key: text.get(key) for key in ("text", "seed")}, sort_keys=True) for text in _texts_of(identity)}
+    return {
+        json.dumps({key: text[key] for key in ("text", "images", "seed") if key in text}, sort_keys=True) for text in _texts_of(identity)
+    }
 
 
 def _share(store: Store) -> Share:

@@ -35,6 +35,8 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
 
     transformer: Any = None
     """The `Transformer` that the rows come from, where there is one."""
+    pictured: Any = None
+    """`Pictured`: the images that the rows come from, where there are such and it is known where they are."""
     hook: str = ""
     """Of x, or its first one; empty where rows come from no transformer."""
     views: Views = "one"
@@ -58,6 +60,11 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
     def hooks(self) -> Hooks:
         """Of x and of y, in the order of `shape`."""
         return Hooks((self.hook,), (self.hook,))
+
+    @property
+    def network(self) -> Any:
+        """The transformer or vision encoder that the rows come from, where it is known."""
+        return self.transformer if self.pictured is None else self.pictured.encoder
 
     @property
     def rows_trained(self) -> int:
@@ -101,6 +108,10 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         A pure function of (seed, index, n). Sources with a transformer only.
         """
         raise InputError(f"{type(self).__name__} has no tokens: its rows do not come from a transformer")
+
+    def images_held_out(self) -> tuple[Int[Tensor, " n"], Bool[Tensor, "n positions"]]:
+        """Numbers of the validation images, ascending, and which of their positions gave a row. Sources with images only."""
+        raise InputError(f"{type(self).__name__} has no images: its rows do not come from any")
 
     def numbers(self) -> dict[str, float]:
         """What is logged of the source itself, beside the batch just trained on, as details/<name>."""

@@ -1,4 +1,4 @@
-"""What the configurations of data sources name: rows harvested from a transformer that reads a text, and rows of a store that is there."""
+"""What the configurations of data sources name: rows harvested from what reads a text or images, and rows of a store that is there."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,6 +7,8 @@ from sae_lightning.data.batch import Views
 from sae_lightning.data.datamodule import ActivationDataModule
 from sae_lightning.data.foreign.existing import ExistingCache, existing
 from sae_lightning.data.harvest import Harvest
+from sae_lightning.data.image_harvest import ImageHarvest
+from sae_lightning.data.images import Images, Pictured
 from sae_lightning.data.live import ENDLESS, LiveDataModule
 from sae_lightning.data.mixed import MixedDataModule
 from sae_lightning.data.order import LastBatch
@@ -14,11 +16,12 @@ from sae_lightning.data.remote.store import RemoteSource, is_remote
 from sae_lightning.data.store import ExistingStore
 from sae_lightning.data.text import Text
 from sae_lightning.errors import InputError
-from sae_lightning.transformers.base import Transformer
+from sae_lightning.transformers.base import Network, Transformer
+from sae_lightning.transformers.vision import VisionEncoder
 
 
 def harvested(
-    transformer: Transformer,
+    transformer: Network,
     text: Text,
     stores: str,
     batch_size: int,
@@ -56,14 +59,9 @@ def harvested(
     max_tokens = ENDLESS if max_tokens is None else max_tokens
     if max_tokens < batch_size:
         raise InputError(f"data.max_tokens={max_tokens} is less than one batch of data.batch_size={batch_size} rows: raise it")
-    if hooks is not None or views == "stack":
-        hooks = list(hooks or transformer.layers())
-        trained = chosen(views, hooks, hook, hook_out)
-    elif views == "pair":
-        hooks = trained = chosen(views, None if hook or hook_out else transformer.mlp(), hook, hook_out)
-    else:
-        hooks = transformer.hooks if hook is None else [hook]
-        trained = chosen(views, hooks, hook, hook_out)
+    if not isinstance(transformer, Transformer):
+        raise InputError(f"'{transformer.name}' reads images, and this is a text: set data/transformer to a language model, or data=images")
+    hooks, trained = _harvested_and_trained(transformer, views, hooks, hook, hook_out)
     harvest = Harvest(
         transformer,
         text,
@@ -102,6 +100,64 @@ def harvested(
     return made
 
 
+def of_images(
+    transformer: Network,
+    images: Images,
+    stores: str,
+    batch_size: int,
+    hook: str | None = None,
+    hooks: list[str] | None = None,
+    class_token: bool = False,
+    max_images: int = 1000,
+    dtype: str = "bfloat16",
+    on_nonfinite: Literal["refuse", "skip"] = "refuse",
+    exclude_norm_above: float | None = None,
+    shard_rows: int = 32_768,
+    forward_batch_size: int = 32,
+    harvest_seed: int = 0,
+    validation_rows: int | None = None,
+    pool_rows: int = 131_072,
+    scale: Literal["unit", "sqrt_d", "none"] = "unit",
+    seed: int = 0,
+    hook_out: str | None = None,
+    views: Views = "one",
+    last_batch: LastBatch = "fill",
+    shards_at_once: int | None = None,
+) -> ActivationDataModule:
+    """Rows of a vision encoder that looks at `max_images` images: patches, and with `class_token` its class token. The store below
+    `stores` is made where it is missing. `harvest_seed` says which images, where there are more. The rest: `harvested`, `ImageHarvest`.
+
+    Errors: InputError, theirs, and for a transformer that reads no images.
+    """
+    if not isinstance(transformer, VisionEncoder):
+        raise InputError(f"'{transformer.name}' reads text, and these are images: set data/transformer to dinov2_small or hf_vision")
+    hooks, trained = _harvested_and_trained(transformer, views, hooks, hook, hook_out)
+    harvest = ImageHarvest(
+        transformer, images, hooks, max_images, class_token, dtype, on_nonfinite, exclude_norm_above, shard_rows, forward_batch_size,
+        harvest_seed, stores,
+    )  # fmt: skip
+    made = ActivationDataModule(
+        harvest, trained[0], batch_size, validation_rows, pool_rows, scale, seed, None, trained[1:], views, last_batch, shards_at_once
+    )
+    made.pictured = Pictured(transformer, images, harvest_seed)
+    made.kept_in = Path(stores) / KEPT
+    return made
+
+
+def _harvested_and_trained(
+    network: Network, views: Views, hooks: list[str] | None, hook: str | None, hook_out: str | None
+) -> tuple[list[str], list[str]]:
+    """The hook points that are harvested together, and those of them that rows are wanted of. Errors: as `chosen`."""
+    if hooks is not None or views == "stack":
+        hooks = list(hooks or network.layers())
+        return hooks, chosen(views, hooks, hook, hook_out)
+    if views == "pair":
+        trained = chosen(views, None if hook or hook_out else network.mlp(), hook, hook_out)
+        return trained, trained
+    hooks = network.hooks if hook is None else [hook]
+    return hooks, chosen(views, hooks, hook, hook_out)
+
+
 def cached(
     store: str | list[str],
     batch_size: int,
@@ -110,7 +166,7 @@ def cached(
     pool_rows: int = 131_072,
     scale: Literal["unit", "sqrt_d", "none"] = "unit",
     seed: int = 0,
-    transformer: Transformer | None = None,
+    transformer: Network | None = None,
     hook_out: str | None = None,
     hooks: list[str] | None = None,
     views: Views = "one",
@@ -136,6 +192,8 @@ def cached(
         raise InputError(f"data.weights={list(weights)} are of several stores, and data.store is one: give a list there, or leave them out")
     if hooks is not None and views != "stack":
         raise InputError("data.hooks are what dictionary=crosscoder reads; any other reads data.hook of a store: set data.hooks=null")
+    if transformer is not None and not isinstance(transformer, Transformer):
+        raise InputError(f"'{transformer.name}' reads images, and nothing is evaluated inside it: leave out data/transformer")
     made: list[ActivationDataModule] = []
     trained: list[str] = []
     for i, one in enumerate(given):
@@ -145,6 +203,8 @@ def cached(
             trained = chosen(views, hooks or held, hook, hook_out)
         if transformer is not None and isinstance(source, ExistingCache):
             source.check_transformer(transformer, trained)
+        elif transformer is not None and not isinstance(source, ExistingCache) and source.manifest.is_of_images:
+            raise InputError(f"{source.path} is of images, which '{transformer.name}' does not read: leave out data/transformer")
         made.append(
             ActivationDataModule(
                 source,

@@ -82,9 +82,14 @@ class ExistingStore:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
+    @property
+    def manifest(self) -> Manifest:
+        """Errors: InputError for a folder that is no store."""
+        return read_manifest(self.path)
+
     def widths(self) -> dict[str, int]:
-        """Width d by hook point. Errors: InputError for a folder that is no store."""
-        return read_manifest(self.path).widths
+        """Width d by hook point. Errors: as `manifest`."""
+        return self.manifest.widths
 
     def ensure(self) -> Store:
         """Errors: InputError, as `Store`."""

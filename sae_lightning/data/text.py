@@ -2,23 +2,21 @@
 
 import abc
 import ast
-import contextlib
 import glob
 import itertools
 import json
-import os
 import platform
-import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sae_lightning.data.hub_rows import HubRows, folder_name, one_line
 from sae_lightning.data.packing import Document, packed
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
 from sae_lightning.transformers.fingerprint import fingerprint
-from sae_lightning.transformers.hub import first_line, is_local, reachable
+from sae_lightning.transformers.hub import first_line
 
 PIECE = 2**20
 """Characters after which a long .txt file is cut at the next line end."""
@@ -46,6 +44,12 @@ class Text(abc.ABC):
 
         A pure function of its arguments. Errors: InputError.
         """
+
+    def without_rows(self, context_length: int) -> str:
+        """What is wrong when none of its sequences gives a row."""
+        return (
+            f"the text '{self.name}' gives no row in sequences of {context_length} tokens: give a longer text or lower data.context_length"
+        )
 
 
 class Documents(Text):
@@ -109,12 +113,10 @@ class LocalText(Documents):
             raise InputError(f"cannot read '{file}': {first_line(error)}") from error
 
 
-class HubText(Documents):
-    """A data set of the Hugging Face hub, or a folder of .parquet, .jsonl or .txt files in the hub's layout.
+class HubText(HubRows, Documents):
+    """A data set of the Hugging Face hub, or a folder of .parquet, .jsonl or .txt files in the hub's layout: see `HubRows`.
 
-    `config` and `split` choose a part of it, `column` holds the document: a string, or with `is_tokenized` its token ids.
-    `streaming` reads it over the network as it goes; otherwise it is fetched and kept first. A data set may change on the hub:
-    `revision` (a commit) pins it.
+    `column` holds the document: a string, or with `is_tokenized` its token ids.
     """
 
     def __init__(
@@ -128,20 +130,13 @@ class HubText(Documents):
         revision: str | None = None,
         prepend_bos: bool | None = None,
     ):
-        super().__init__(prepend_bos)
-        self.local = is_local(name)
-        self.path = str(Path(name).expanduser()) if self.local else name
-        self.name = folder_name(Path(name).name)
-        self.config, self.split, self.column = config, split, column
-        self.is_tokenized, self.streaming, self.revision = is_tokenized, streaming, revision
+        Documents.__init__(self, prepend_bos)
+        HubRows.__init__(self, name, config, split, column, streaming, revision)
+        self.is_tokenized = is_tokenized
 
     def identity(self) -> dict[str, Any]:
-        what: dict[str, Any] = {"text": "hub", "name": self.path, "revision": self.revision}
-        if self.local:
-            self._refuse_missing_folder()
-            files = sorted(file for file in Path(self.path).rglob("*") if file.is_file() and not file.name.startswith("."))
-            what = {"text": "hub", "files": [[file.relative_to(self.path).as_posix(), fingerprint(file)] for file in files]}
-        return what | {"config": self.config, "split": self.split, "column": self.column, "prepend_bos": self.prepend_bos}
+        where = {"text": "hub", **self.where()}
+        return where | {"config": self.config, "split": self.split, "column": self.column, "prepend_bos": self.prepend_bos}
 
     def check(self) -> None:
         """Opens the data set and looks at its first row."""
@@ -149,34 +144,14 @@ class HubText(Documents):
             raise InputError(f"data set '{self.path}' has no rows in split '{self.split}'")
 
     def documents(self) -> Iterator[Document]:
-        number = 0
-        with _one_line(f"data set '{self.path}'"):
-            for number, row in enumerate(self._open()):
-                if self.column not in row:
-                    raise InputError(f"data set '{self.path}' has no column '{self.column}': it has {', '.join(row)}")
-                document = row[self.column]
+        with one_line(f"data set '{self.path}'"):
+            for number, document in enumerate(self.values(self.open())):
                 if document is None:
                     continue
                 if isinstance(document, str) == self.is_tokenized:
                     holds = "text: set is_tokenized=false" if self.is_tokenized else "no text: set is_tokenized=true if it holds token ids"
                     raise InputError(f"column '{self.column}' of data set '{self.path}' holds {holds} (row {number})")
                 yield document
-
-    def _open(self) -> Any:
-        kept = not self.streaming and "HF_HUB_OFFLINE" in os.environ
-        if not self.local and not kept and not reachable():
-            raise InputError(
-                f"the hub cannot be reached for data set '{self.path}': connect to the network, set data=text and name local files,"
-                " or set HF_HUB_OFFLINE=1 and streaming=false where it was fetched before"
-            )
-        self._refuse_missing_folder()
-        from datasets import load_dataset
-
-        return load_dataset(self.path, self.config, split=self.split, streaming=self.streaming, revision=self.revision)
-
-    def _refuse_missing_folder(self) -> None:
-        if self.local and not Path(self.path).is_dir():
-            raise InputError(f"no data set in folder '{self.path}': it does not exist")
 
 
 class PythonDocs(Documents):
@@ -216,11 +191,6 @@ def _docstrings(file: Path) -> str:
         return ""
     documented = (node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)))
     return "\n\n".join(docstring for node in documented if (docstring := ast.get_docstring(node)))
-
-
-def folder_name(name: str) -> str:
-    """What can stand in a folder's name on every system."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.").lower() or "text"
 
 
 def _txt(file: Path, column: str) -> Iterator[Document]:
@@ -270,13 +240,3 @@ def _checked(value: Any, where: str) -> Document:
 
 
 READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
-
-
-@contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # of any of half a dozen libraries
-        raise InputError(f"cannot read {what}: {first_line(error)}") from error

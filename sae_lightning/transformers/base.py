@@ -3,13 +3,14 @@
 import abc
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
-from torch import nn
+from jaxtyping import Int64
+from torch import Tensor, nn
 
 from sae_lightning.errors import InputError
-from sae_lightning.transformers.hooks import INPUT, read
+from sae_lightning.transformers.hooks import INPUT, called_with, read_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -17,8 +18,19 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Transformer(abc.ABC):
-    """A causal language model, described: nothing is loaded or fetched before a method asks for it.
+class Inputs(NamedTuple):
+    """Of one forward pass. `ids`: what stands at each position, of which a hook point has a row; `named`: what the model is called with."""
+
+    ids: Int64[Tensor, "batch context"]
+    named: dict[str, Any]
+
+    def to(self, device: torch.device) -> "Inputs":
+        named = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.named.items()}
+        return Inputs(self.ids.to(device), named)
+
+
+class Network(abc.ABC):
+    """What rows are harvested from, described: nothing is loaded or fetched before a method asks for it.
 
     `name` is short, for folder names ("glassllm"). `hooks` are its default hook points, None meaning the output of its middle
     layer. `dtype` is what it computes in: "float32" or "bfloat16". `random_weights`: the same architecture with weights drawn anew
@@ -52,8 +64,17 @@ class Transformer(abc.ABC):
         """Its configuration, without loading weights. Errors: InputError (no network, unreadable folder, package not to be had)."""
 
     @abc.abstractmethod
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Errors: InputError, as `config`."""
+    def inputs(self, sequences: Sequence[Any]) -> Inputs:
+        """Of some sequences of a text, or of some images."""
+
+    @abc.abstractmethod
+    def shapes_of_inputs(self) -> Inputs:
+        """Of a small batch, on the meta device. Errors: InputError, as `config`."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def made_by() -> Any:
+        """The class of transformers that makes its modules."""
 
     @abc.abstractmethod
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
@@ -61,35 +82,23 @@ class Transformer(abc.ABC):
 
     def skeleton(self) -> nn.Module:
         """The transformer's modules without weights, on the meta device, in bfloat16 (which every operation knows)."""
-        from transformers import AutoModelForCausalLM
-
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.config(), dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code).eval()
+            return self.made_by().from_config(self.config(), dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code).eval()
 
-    def trained(self) -> "Transformer":
+    def trained(self) -> Self:
         """It with the weights that it was trained to."""
         made = copy.copy(self)
         made.random_weights = None
         return made
-
-    def special_ids(self) -> set[int]:
-        """Token ids of BOS, EOS and padding: positions that are neither trained on nor spliced. Unknown tokens are ordinary ones."""
-        tokenizer = self.tokenizer()
-        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        return {i for i in ids if isinstance(i, int)}
-
-    def max_context(self) -> int | None:
-        """The longest sequence that its position embeddings are made for, in tokens, where the configuration says so."""
-        return getattr(self.config().get_text_config(), "max_position_embeddings", None)
 
     def widths(self, hooks: Sequence[str]) -> dict[str, int]:
         """Width d at each hook point, by a forward pass without weights.
 
         Errors: InputError for a hook point that the transformer does not have (with the nearest module paths), and as `config`.
         """
-        model = self.skeleton()
+        model, inputs = self.skeleton(), self.shapes_of_inputs()
         with torch.device("meta"):
-            activations = read(model, hooks, torch.zeros(2, 3, dtype=torch.int64))
+            activations = read_inputs(model, hooks, inputs.ids.shape, inputs.named)
         return {hook: activation.shape[-1] for hook, activation in activations.items()}
 
     def mlp(self) -> list[str]:
@@ -113,3 +122,35 @@ class Transformer(abc.ABC):
             if isinstance(module, nn.ModuleList) and len(module) == layers:
                 return [f"{path}.{max(int(layers * depth) - 1, 0)}" for depth in depths]
         raise InputError(f"cannot tell which modules of '{self.name}' are its layers: name a hook point in data.transformer.hooks")
+
+
+class Transformer(Network):
+    """A causal language model."""
+
+    @abc.abstractmethod
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Errors: InputError, as `config`."""
+
+    @staticmethod
+    def made_by() -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def inputs(self, sequences: Sequence[list[int]]) -> Inputs:
+        ids = torch.tensor(sequences, dtype=torch.int64)
+        return Inputs(ids, called_with(ids))
+
+    def shapes_of_inputs(self) -> Inputs:
+        ids = torch.zeros(2, 3, dtype=torch.int64, device="meta")
+        return Inputs(ids, called_with(ids))
+
+    def special_ids(self) -> set[int]:
+        """Token ids of BOS, EOS and padding: positions that are neither trained on nor spliced. Unknown tokens are ordinary ones."""
+        tokenizer = self.tokenizer()
+        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return {i for i in ids if isinstance(i, int)}
+
+    def max_context(self) -> int | None:
+        """The longest sequence that its position embeddings are made for, in tokens, where the configuration says so."""
+        return getattr(self.config().get_text_config(), "max_position_embeddings", None)

@@ -6,7 +6,7 @@ first input ("model.layers.1.mlp:in"). Where a module returns or takes several t
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,11 +29,24 @@ def read(model: nn.Module, hooks: Sequence[str], input_ids: Int[Tensor, "batch c
     One forward pass, which stops after the deepest hook point. Errors: InputError for a hook point that the transformer does not
     have, that its forward pass never reaches, or that is not [batch, context, d].
     """
+    return read_inputs(model, hooks, input_ids.shape, called_with(input_ids))
+
+
+def called_with(input_ids: Int[Tensor, "batch context"]) -> dict[str, Any]:
+    """How a causal language model is called for its activations alone."""
+    # without a cache, transformers looks at the values of the positions: on the meta device there are none
+    return {"input_ids": input_ids, "use_cache": input_ids.is_meta}
+
+
+def read_inputs(
+    model: nn.Module, hooks: Sequence[str], shape: Sequence[int], inputs: Mapping[str, Any]
+) -> dict[str, Float[Tensor, "batch context d"]]:
+    """The same of a model that is called with `inputs`, which have rows for `shape` = [batch, context]. Errors: as `read`."""
     modules = {hook: module_at(model, hook) for hook in hooks}
     found: dict[str, Tensor] = {}
 
     def keep(hook: str, activation: Tensor) -> None:
-        found.setdefault(hook, _checked(hook, activation, input_ids).detach())
+        found.setdefault(hook, _checked(hook, activation, shape).detach())
         if len(found) == len(modules):
             raise _DeepestReached
 
@@ -41,8 +54,7 @@ def read(model: nn.Module, hooks: Sequence[str], input_ids: Int[Tensor, "batch c
         for hook, module in modules.items():
             stack.enter_context(_removed_after(_attach(module, hook, lambda activation, hook=hook: keep(hook, activation))))
         with contextlib.suppress(_DeepestReached):
-            # without a cache, transformers looks at the values of the positions: on the meta device there are none
-            model(input_ids=input_ids, use_cache=input_ids.is_meta)
+            model(**inputs)
     for hook in hooks:
         if hook not in found:
             raise InputError(f"the transformer's forward pass never reaches hook point '{hook}': choose another one")
@@ -122,9 +134,9 @@ def _attach(module: nn.Module, hook: str, function: Callable[[Tensor], Tensor | 
     return module.register_forward_hook(on_output)
 
 
-def _checked(hook: str, activation: Any, input_ids: Tensor) -> Tensor:
+def _checked(hook: str, activation: Any, shape: Sequence[int]) -> Tensor:
     is_rows = isinstance(activation, Tensor) and activation.ndim == 3 and activation.is_floating_point()
-    if is_rows and activation.shape[:2] == input_ids.shape:
+    if is_rows and tuple(activation.shape[:2]) == tuple(shape):
         return activation
     what = list(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
     raise InputError(

@@ -1,4 +1,4 @@
-"""Any causal language model of the Hugging Face hub, or of a folder in its format."""
+"""What the Hugging Face hub has, or a folder in its format: here any causal language model."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sae_lightning.errors import InputError
-from sae_lightning.transformers.base import DTYPES, Transformer
+from sae_lightning.transformers.base import DTYPES, Network, Transformer
 from sae_lightning.transformers.fingerprint import fingerprint
 from sae_lightning.transformers.hub import first_line, is_local, reachable
 
@@ -25,11 +25,14 @@ _LOADED: "weakref.WeakValueDictionary[tuple[Any, ...], nn.Module]" = weakref.Wea
 """A transformer that somebody still holds is not read from disk again."""
 
 
-class HuggingFace(Transformer):
-    """`name` is a hub id ("gpt2") or a folder with config.json, safetensors and a tokenizer; `revision` a branch, tag or commit.
+class FromHub(Network):
+    """`name` is a hub id ("gpt2") or a folder with config.json and safetensors; `revision` a branch, tag or commit.
 
     Weights are read from safetensors only. `trust_remote_code` runs the model's own Python code: only for names that you trust.
     """
+
+    unread: tuple[str, ...] = ()
+    """Beginnings of the names of weights that no row depends on: they may be missing."""
 
     def __init__(
         self,
@@ -74,16 +77,6 @@ class HuggingFace(Transformer):
             file = hf_hub_download(self.path, "config.json", revision=self.revision, local_files_only=not reachable())
         return Path(file).parent.name  # <cache>/snapshots/<commit>/config.json
 
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        return self._tokenizer
-
-    @functools.cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from transformers import AutoTokenizer
-
-        with self._one_line("tokenizer"):
-            return AutoTokenizer.from_pretrained(self.path, **self._where())
-
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
         """Errors: InputError also where the file lacks weights that the model needs: they would be random numbers."""
         key = (self.path, self.revision, self.dtype, self.random_weights, str(device))
@@ -93,23 +86,25 @@ class HuggingFace(Transformer):
         return model
 
     def _load(self) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
         if self.random_weights is not None:
             with self._one_line("code"), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.random_weights)
-                made = AutoModelForCausalLM.from_config(self.config(), dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code)
+                made = self.made_by().from_config(self.config(), dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code)
             return made.eval().requires_grad_(False)
         with self._one_line("weights"), _no_progress_bar():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype=DTYPES[self.dtype], use_safetensors=True, output_loading_info=True, **self._where()
+            loaded: Any = self.made_by().from_pretrained(
+                self.path, dtype=DTYPES[self.dtype], use_safetensors=True, output_loading_info=True, **self._part(), **self._where()
             )
         model, info = loaded
-        if missing := sorted(info["missing_keys"]):
+        if missing := sorted(name for name in info["missing_keys"] if not name.startswith(self.unread)):
             raise InputError(
                 f"transformer '{self.path}': its weights lack {len(missing)} tensors, {missing[0]} for one: fetch or export it anew"
             )
         return model.eval().requires_grad_(False)
+
+    def _part(self) -> dict[str, Any]:
+        """What from_pretrained must be told of it, where it is a part of what the folder holds."""
+        return {}
 
     def _where(self) -> dict[str, Any]:
         where: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
@@ -131,6 +126,20 @@ class HuggingFace(Transformer):
                     " connect to the network, or set data.transformer.name to a local folder"
                 ) from error
             raise InputError(f"cannot read the {what} of transformer '{self.path}': {first_line(error)}") from error
+
+
+class HuggingFace(FromHub, Transformer):
+    """A causal language model with its tokenizer: see `FromHub`."""
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        from transformers import AutoTokenizer
+
+        with self._one_line("tokenizer"):
+            return AutoTokenizer.from_pretrained(self.path, **self._where())
 
 
 @contextlib.contextmanager
