@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_lightning.data.rows import RowsDataModule
@@ -81,11 +81,15 @@ def places(data: RowsDataModule, rows: int) -> Places | None:
         ids, has_no_row = data.tokens_held_out(EVERY)
     except InputError:
         return None
-    has_row = (~has_no_row).numpy()
+    return placed(ids.numpy(), (~has_no_row).numpy(), rows)
+
+
+def placed(ids: Int[np.ndarray, "sequences context"], has_row: Bool[np.ndarray, "sequences context"], rows: int) -> Places:
+    """The first `rows` rows, numbered through the sequences, where `has_row` says that a position has one."""
     row = np.where(has_row, np.cumsum(has_row).reshape(has_row.shape) - 1, -1)
     row[row >= rows] = -1
     sequence, position = np.nonzero(row >= 0)
-    return Places(ids.numpy(), row, sequence, position)
+    return Places(ids, row, sequence, position)
 
 
 def active(sae: InferenceSAE, data: RowsDataModule, rows: int) -> Active:

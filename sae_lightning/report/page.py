@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+PER_CHUNK = 256
+"""Latents whose contexts, or pictures, are decoded together."""
+
 
 def rendered(template: str, *, shown: Any, **values: Any) -> str:
     """A page of `templates`: every value is escaped. `shown`: what its script reads, as JSON; plotly.js is inside once."""
@@ -22,8 +25,8 @@ def rendered(template: str, *, shown: Any, **values: Any) -> str:
 
 
 def packed(values: np.ndarray, kind: str) -> list[str]:
-    """Kind and bytes, as a page's script reads them."""
-    return [kind[1:], base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()]
+    """Kind and bytes of an array, as a page's script reads them. `kind`: as numpy names it, little-endian."""
+    return [kind.lstrip("<"), base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()]
 
 
 def without_folders(text: str) -> str:

@@ -17,11 +17,9 @@ from sae_lightning.evaluation.units import unit
 from sae_lightning.files import write_text
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.report import curves, features
-from sae_lightning.report.page import packed, rendered, without_folders
+from sae_lightning.report.page import PER_CHUNK, packed, rendered, without_folders
+from sae_lightning.report.pictures import pictures
 from sae_lightning.report.table import HEADLINES, number
-
-PER_CHUNK = 256
-"""Latents whose contexts are decoded together."""
 
 
 class Panel(NamedTuple):
@@ -56,7 +54,7 @@ class Page:
 
     def __call__(self, sae: InferenceSAE, data: RowsDataModule, scores: Scores, run: Path, folder: Path) -> Path:
         """`run`: where the curves and the configuration are; `folder`: where the page goes, and the pictures are. Returns its path."""
-        found, chunks = self._features(sae, data)
+        found, chunks, thumbnails = self._features(sae, data)
         drawn = panels(curves.read(run / "metrics.csv"))
         told = {"panels": drawn, "features": found}
         rows = list(scores)
@@ -64,6 +62,7 @@ class Page:
             "run.html", shown=told, title=f"{run.resolve().parent.name} · {run.resolve().name}", lead=_lead(sae, data),
             configuration=_configuration(run), panels=drawn, rows=[row.replace("_", " ") for row in rows], nulls=len(rows) > 1,
             scores=list(_lines(scores)), pictures=list(_pictures(run, folder)), features=found, features_about=self._about(found, sae), chunks=chunks,
+            thumbnails=thumbnails,
         )  # fmt: skip
         write_text(folder / "report.html", page)
         return folder / "report.html"
@@ -74,13 +73,13 @@ class Page:
         few = "" if found["n"] == found["living"] else f", {found['n']} of them drawn at random"
         return f"{found['living']} of {sae.d_sae} latents are active in {found['rows']} held-out rows{few}."
 
-    def _features(self, sae: InferenceSAE, data: RowsDataModule) -> tuple[dict[str, Any] | None, list[str]]:
-        """What the page's script reads, and the contexts, by chunks."""
+    def _features(self, sae: InferenceSAE, data: RowsDataModule) -> tuple[dict[str, Any] | None, list[str], list[str]]:
+        """What the page's script reads, the contexts, by chunks, and the images that these are of, where they are of some."""
         active = features.active(sae, data, self.rows)
         count = np.diff(active.starts)
         latents = features.shown(count, self.latents)
         if not len(latents):
-            return None, []
+            return None, [], []
         largest, total = np.zeros(len(count), np.float32), np.bincount(active.latent, active.value, len(count))
         np.maximum.at(largest, active.latent, active.value)
         ids = torch.from_numpy(latents)
@@ -91,8 +90,12 @@ class Page:
             "mean": packed((total / np.maximum(count, 1))[latents], "<f4"), "max": packed(largest[latents], "<f4"),
             "histogram": packed(features.histograms(active, largest)[latents], "<u4"), "near": packed(near, "<u4"),
             "cosines": packed(cosines, "<f4"), "tokens": [], "n_peaks": 0, "peaks": None, "promoted": None, "starts": None, "n_tokens": 0,
+            "pictures": None,
         }  # fmt: skip
-        return self._tokens(made, sae, data, active, latents, largest)
+        seen = pictures(data, active, latents, largest)
+        if seen is not None:
+            return made | {"pictures": seen.told}, seen.chunks, seen.thumbnails
+        return *self._tokens(made, sae, data, active, latents, largest), []
 
     def _tokens(self, made: dict[str, Any], sae: InferenceSAE, data: RowsDataModule, active: features.Active, latents: np.ndarray,
                 largest: np.ndarray) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
@@ -166,8 +169,8 @@ def _pictures(run: Path, folder: Path) -> Iterator[dict[str, str]]:
 
 def _lead(sae: InferenceSAE, data: RowsDataModule) -> str:
     known = [str(sae.about.get("architecture", "SAE")), f"{sae.d_sae} latents on rows of width {sae.W_enc.shape[1]}"]
-    if data.transformer is not None:
-        known.append(f"{data.transformer.name} at {', '.join(dict.fromkeys((*data.hooks.x, *data.hooks.y)))}")
+    if data.network is not None:
+        known.append(f"{data.network.name} at {', '.join(dict.fromkeys((*data.hooks.x, *data.hooks.y)))}")
     if "rows" in sae.about:
         known.append(f"trained on {sae.about['rows']:,} rows")
     return " · ".join(known)

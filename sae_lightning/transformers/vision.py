@@ -111,7 +111,7 @@ class VisionEncoder(Network):
         if getattr(processor, "do_rescale", False):
             pixels = pixels / processor.rescale_factor
         values = pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        return [Image.fromarray(value.numpy()) for value in values]
+        return [Image.fromarray(value.numpy().squeeze(2) if value.shape[2] == 1 else value.numpy()).convert("RGB") for value in values]
 
     def _no_pixels(self) -> Tensor:
         channels = getattr(self.config(), "num_channels", 3)

@@ -18,6 +18,7 @@ function features(d) {
   const label = i => Array.from({ length: d.n_peaks }, (_, k) => peaks ? peaks[i * d.n_peaks + k] : -1).filter(t => t >= 0).map(t => seen(d.tokens[t])).join("  ");
   const token = t => make("span", seen(d.tokens[t]), "token");
   let order = [], sorted = "density", falling = true, chosen = -1, page = "0";
+  const showPictures = d.pictures ? pictures(d.pictures) : null;
   const decoded = new Map(), chunks = document.querySelectorAll("script.chunk");
   function chunk(i) {  // the contexts of some latents, decoded when one of them is looked at
     const k = Math.floor(i / d.per_chunk);
@@ -88,6 +89,7 @@ function features(d) {
     const table = make("table");
     for (let k = 0; k < d.n_near; k++) { const j = place.get(near()[i * d.n_near + k]), r = table.insertRow(), a = make("a", near()[i * d.n_near + k]); a.href = `#latent=${near()[i * d.n_near + k]}`; r.insertCell().append(a); r.insertCell().textContent = short(cosines()[i * d.n_near + k]); r.insertCell().textContent = labels[j]; r.cells[2].style.textAlign = "left"; }
     right.append(table); cols.append(right); at.append(cols);
+    if (showPictures) showPictures(i, at);
     if (!starts) return;
     at.append(make("h3", "where it is active"));
     const tabs = make("div", undefined, "tabs"), box = make("div"); box.id = "contexts";
