@@ -53,9 +53,13 @@ class HubRows:
     def values(self, rows: Iterable[Any]) -> Iterator[Any]:
         """What the column holds, row by row. Errors: InputError where there is none of the name."""
         for row in rows:
-            if self.column not in row:
-                raise InputError(f"data set '{self.path}' has no column '{self.column}': it has {', '.join(row)}")
+            self.check_column(row)
             yield row[self.column]
+
+    def check_column(self, names: Iterable[str]) -> None:
+        """Errors: InputError where the column is not among these."""
+        if self.column not in names:
+            raise InputError(f"data set '{self.path}' has no column '{self.column}': it has {', '.join(names)}")
 
     def _refuse_missing_folder(self) -> None:
         if self.local and not Path(self.path).is_dir():

@@ -91,7 +91,7 @@ class ImageFolder(Images):
 
     def check(self, n: int, seed: int) -> None:
         for file in self.files(seed)[:n]:
-            with _naming(file), _image_file(file):
+            with _naming(f"image '{file}'"), _image_file(file):
                 pass
 
     def pictures(self, numbers: Iterator[int], seed: int) -> Iterator[Picture]:
@@ -99,7 +99,7 @@ class ImageFolder(Images):
         for number in numbers:
             if number >= len(files):
                 return
-            yield Picture(opened(files[number], files[number]), files[number].relative_to(self.path).as_posix())
+            yield Picture(opened(files[number]), files[number].relative_to(self.path).as_posix())
 
     def files(self, seed: int) -> list[Path]:
         """Errors: InputError for a folder that is none, or has no image in it."""
@@ -145,18 +145,21 @@ class HubImages(HubRows, Images):
             for number, value in enumerate(self.values(self._encoded().skip(first)), first):
                 if number == wanted:
                     where = f"row {number} of data set '{self.path}'"
-                    yield Picture(opened(_bytes(value, f"column '{self.column}', {where}"), where), f"row {number}")
+                    yield Picture(opened(_bytes(value, f"column '{self.column}', {where},"), where), f"row {number}")
                     wanted = next(numbers, None)
                     if wanted is None:
                         return
 
     def _encoded(self) -> Any:
-        """With images as the bytes of their files: what is passed over is not decoded."""
+        """With images as the bytes of their files: what is passed over is not decoded, nor are other columns."""
         from datasets import Image
 
         rows = self.open()
-        is_image = rows.features is not None and isinstance(rows.features.get(self.column), Image)
-        return rows.cast_column(self.column, Image(decode=False)) if is_image else rows
+        if rows.features is None:
+            return rows
+        self.check_column(rows.features)
+        rows = rows.select_columns([self.column])
+        return rows.cast_column(self.column, Image(decode=False)) if isinstance(rows.features[self.column], Image) else rows
 
 
 class PhotoCrops(Images):
@@ -177,7 +180,7 @@ class PhotoCrops(Images):
     def pictures(self, numbers: Iterator[int], seed: int) -> Iterator[Picture]:
         from PIL import ImageOps
 
-        photos = [(file.stem, opened(file, file)) for file in self._files]
+        photos = [(file.stem, opened(file)) for file in self._files]
         for number in numbers:
             which, side, x, y, mirrored = torch.rand(5, generator=generator(seed, "crop", number), dtype=torch.float64).tolist()
             name, photo = photos[int(which * len(photos))]
@@ -205,11 +208,11 @@ class PhotoCrops(Images):
         return files
 
 
-def opened(file: "Path | bytes", where: object) -> "Image":
-    """A decoded RGB image, transparent parts white. Errors: InputError, which names it as `where`."""
+def opened(file: "Path | bytes", where: str | None = None) -> "Image":
+    """A decoded RGB image, transparent parts white. Errors: InputError, which says where it is (None: in that file)."""
     from PIL import Image, ImageOps
 
-    with _naming(where), _image_file(file) as image:
+    with _naming(where or f"image '{file}'"), _image_file(file) as image:
         upright = ImageOps.exif_transpose(image)
         if not upright.has_transparency_data:
             return upright.convert("RGB")
@@ -224,12 +227,12 @@ def _image_file(file: "Path | bytes") -> Any:
 
 
 @contextlib.contextmanager
-def _naming(where: object) -> Iterator[None]:
+def _naming(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any decoder
         what = "it is no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else first_line(error)
-        raise InputError(f"cannot read image '{where}' ({what}): take it out, or replace it") from error
+        raise InputError(f"cannot read {where} ({what}): take it out, or replace it") from error
 
 
 def _bytes(value: Any, where: str) -> bytes:
@@ -238,5 +241,5 @@ def _bytes(value: Any, where: str) -> bytes:
         return Path(value["path"]).read_bytes()
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
-        raise InputError(f"{where}, holds no image but {type(found).__name__}: set data.images.column")
+        raise InputError(f"{where} holds no image but {type(found).__name__}: set data.images.column")
     return found
