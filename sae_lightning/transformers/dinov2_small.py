@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def _node(message: memoryview) -> tuple[list[str], str, str]:
     return found[1], found[3][-1], found[4][-1]
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
     """Number and value of each field: a whole number, or bytes."""
     at = 0
     while at < len(message):
