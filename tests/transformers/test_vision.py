@@ -76,6 +76,16 @@ def test_which_positions_give_rows(tmp_path: Path):
         none.special_ids(with_class_token=True)
 
 
+def test_of_a_whole_clip_the_vision_encoder_is_loaded_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = save_tiny("clip", tmp_path)
+    capfd.readouterr()
+    encoder = HuggingFaceVision(str(folder), dtype="bfloat16")
+    inputs = encoder.inputs([picture(5)])
+    found = read_inputs(encoder.load(), encoder.hooks, inputs.ids.shape, inputs.named)
+    assert found["encoder.layers.0"].dtype == torch.bfloat16
+    assert capfd.readouterr() == ("", "")
+
+
 def test_its_processor_is_part_of_what_it_is(tmp_path: Path):
     folder = save_tiny("vit", tmp_path)
     before = HuggingFaceVision(str(folder)).identity()
