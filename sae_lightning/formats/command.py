@@ -1,0 +1,108 @@
+"""What `python -m sae_lightning.formats` does."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_lightning.errors import InputError
+from sae_lightning.files import replacing
+from sae_lightning.formats import by_name, formats, read, recognised, write
+from sae_lightning.formats.base import is_relu, transformer_of
+from sae_lightning.formats.files import read_safetensors
+from sae_lightning.inference import InferenceSAE
+from sae_lightning.load import exported, load_sae
+
+DENSITY = "density.safetensors"
+"""{"density": [d_sae]}, the share of rows in which each latent fires: beside an exported SAE, or in its run's folder."""
+IMPORTED = Path("outputs/imported")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 2 for bad input, which is one line on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.do(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = ", ".join(one.name for one in formats())
+    parser = argparse.ArgumentParser(prog="python -m sae_lightning.formats", description=f"SAEs from and to other libraries: {names}.")
+    commands = parser.add_subparsers(required=True, metavar="export | import")
+    exporting = commands.add_parser("export", help="write an SAE in another library's format")
+    exporting.add_argument("sae", metavar="SAE", help="a run, its folder `sae`, or an SAE of any known format")
+    exporting.add_argument("--to", required=True, metavar="FORMAT", help=names)
+    exporting.add_argument("folder", type=Path, metavar="FOLDER", help="where to")
+    exporting.set_defaults(do=_export)
+    importing = commands.add_parser("import", help="write another library's SAE as ours: sae.json and sae.safetensors")
+    importing.add_argument("path", type=Path, metavar="PATH", help="its folder, or its file of weights")
+    importing.add_argument("--from", dest="format", metavar="FORMAT", help=f"{names}; recognised, if not said")
+    importing.add_argument("--out", type=Path, metavar="FOLDER", help=f"{IMPORTED}/<name of the folder>, if not said")
+    importing.set_defaults(do=_import)
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    sae, folder = load_sae(arguments.sae), Path(arguments.folder)
+    if (folder / "sae.json").exists():
+        raise InputError(f"{folder} holds an SAE of this package: choose another folder")
+    kind = write(sae, folder, arguments.to, _density(exported(arguments.sae), sae))
+    print(f"{arguments.to}: {kind}, {_size(sae)}\nwritten to {folder}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    path = arguments.path.expanduser()
+    if arguments.format is None and (path / "sae.json").is_file():
+        raise InputError(f"{path} is of this package already: load_sae and sae= take it as it is")
+    if not path.exists():
+        raise InputError(f"there is no {path}")
+    found = recognised(path) if arguments.format is None else by_name(arguments.format)
+    sae = read(path, arguments.format)
+    density = None if found is None else found.density(path)
+    out = arguments.out or IMPORTED / (path.resolve().name if path.is_dir() else path.resolve().parent.name)
+    if arguments.out is None and out.exists():
+        raise InputError(f"{out} exists already: say where to with --out")
+    print(_described(sae))
+    if density is not None and density.shape == (sae.d_sae,):
+        with replacing(out / DENSITY) as temporary:
+            save_file({"density": density}, temporary)
+    sae.save(out)
+    print(f"written to {out}")
+
+
+def _described(sae: InferenceSAE) -> str:
+    imported, hooks = sae.about["imported"], sae.about.get("hooks") or {}
+    hook = " → ".join(dict.fromkeys([*hooks.get("x", []), *hooks.get("y", [])]))
+    transformer = transformer_of(sae)
+    parts = [f"{imported['format']}: {sae.about['architecture']}", _size(sae), _sparsity(sae)]
+    parts += [f"hook point {hook}" + (f" of {transformer}" if transformer else "")] if hook else [transformer] if transformer else []
+    return "\n".join([", ".join(parts), *imported.get("notes", [])])
+
+
+def _size(sae: InferenceSAE) -> str:
+    d_in, d_out = sae.W_enc.shape[1], sae.W_dec.shape[1]
+    return f"{d_in}{'' if d_in == d_out else f' → {d_out}'} × {sae.d_sae}"
+
+
+def _sparsity(sae: InferenceSAE) -> str:
+    if sae.k is not None:
+        return f"k {sae.k}"
+    assert sae.threshold is not None
+    return "every positive latent" if is_relu(sae) else f"thresholds {float(sae.threshold.min()):.3g} to {float(sae.threshold.max()):.3g}"
+
+
+def _density(folder: Path, sae: InferenceSAE) -> Tensor | None:
+    """Of an SAE in this folder, where it is known."""
+    if (foreign := recognised(folder)) is not None and not (folder / "sae.json").is_file():
+        found = foreign.density(folder)
+    else:
+        file = next((place / DENSITY for place in (folder, folder.parent) if (place / DENSITY).is_file()), None)
+        found = None if file is None else read_safetensors(file).get("density")
+    return found if found is not None and found.shape == (sae.d_sae,) else None
