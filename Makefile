@@ -38,9 +38,9 @@ PEERS := dictionary_learning litdata overcomplete sae_lens sparsify
 
 peers: $(PEERS:%=.peers/%/installed)  ## other libraries, each in an environment of its own under .peers
 
-oracles: $(STAMP) peers  ## the golden tensors anew from other libraries, and our terms and gradients against them
+oracles: $(STAMP) peers  ## the golden tensors anew from other libraries; our terms, gradients and formats against them
 	$(RUN) -m tests.oracles.make_golden
-	$(RUN) -m pytest tests/oracles $(TEST_ARGS)
+	$(RUN) -m pytest tests/oracles tests/oracles/round_trips.py $(TEST_ARGS)
 
 bench-peers: $(STAMP) peers  ## our training step and theirs in one run; writes the table of README.md and LOG.md
 	$(RUN) -m benchmarks.train_step --peers --write

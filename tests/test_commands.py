@@ -77,7 +77,7 @@ def test_evaluating_a_run_again_gives_the_same_and_changes_only_scores(example: 
     after = files(example)
     changed = {name for name in after if before.get(name) != after[name]}
     assert "report.html" in changed
-    assert changed <= {"report.html", "evaluate.log", "training.log", "density.png", "l0.png"}
+    assert changed <= {"report.html", "evaluate.log", "training.log", "density.png", "density.safetensors", "l0.png"}
     assert after["scores.json"] == before["scores.json"]
 
 

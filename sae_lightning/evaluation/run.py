@@ -11,6 +11,7 @@ from sae_lightning.data.rows import RowsDataModule
 from sae_lightning.evaluation.null import identity, pca, random_dictionary
 from sae_lightning.evaluation.scores import ScoreFile, Scores
 from sae_lightning.evaluation.steps import firing
+from sae_lightning.formats.density import write_density
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.report import plots
 
@@ -28,9 +29,9 @@ def evaluate(sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, 
              others: Mapping[str, tuple[InferenceSAE, RowsDataModule]] | None = None) -> Scores:  # fmt: skip
     """Runs every evaluation on `sae` (row `sae`), with `nulls` on the null models at the same L0, for autoencoders, and on `others`.
 
-    `data` is prepared (`prepare_data`, `setup`). Writes scores.json, density.png and l0.png into `folder`, where one is given. `others`:
-    rows of SAEs on data of their own. `settings`: of each evaluation, for the record; with `resume` what `folder` holds of this SAE on
-    this data by the same settings is not computed again (`ScoreFile`).
+    `data` is prepared (`prepare_data`, `setup`). Writes scores.json, density.safetensors, density.png and l0.png into `folder`, where
+    one is given. `others`: rows of SAEs on data of their own. `settings`: of each evaluation, for the record; with `resume` what `folder`
+    holds of this SAE on this data by the same settings is not computed again (`ScoreFile`).
     """
     fires = firing(sae, data, FIRING_ROWS)
     things: dict[str, Thing] = {"sae": (lambda: sae, data), **(_nulls(sae, data, float(fires.l0.mean())) if nulls else {})}
@@ -50,6 +51,7 @@ def evaluate(sae: InferenceSAE, data: RowsDataModule, evaluations: Mapping[str, 
                 log.info("%s of %s: %d numbers in %.1f s", name, row, len(values), time.perf_counter() - started)
     scores = file.finish(list(things))
     if folder is not None:
+        write_density(Path(folder), fires.density)
         plots.write(plots.density(fires.density), Path(folder) / "density.png")
         plots.write(plots.l0_per_row(fires.l0), Path(folder) / "l0.png")
     return scores

@@ -40,7 +40,7 @@ class Stability:
         own = sae.W_dec[(firing(sae, data, self.rows).density > 0).to(sae.W_dec.device)].cpu()
         own = own[torch.randperm(len(own), generator=generator(0, "stability"))[: self.latents]]
         for path in self.others:
-            other = load_sae(path, sae.b_enc.device)
+            other = load_sae(path, sae.b_enc.device).float()
             if other.W_dec.shape == sae.W_dec.shape and bool((other.W_dec == sae.W_dec).all()):
                 continue
             if other.W_dec.shape[1] != sae.W_dec.shape[1]:

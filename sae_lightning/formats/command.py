@@ -5,19 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_lightning.errors import InputError
-from sae_lightning.files import replacing
 from sae_lightning.formats import by_name, formats, read, recognised, write
 from sae_lightning.formats.base import is_relu, transformer_of
-from sae_lightning.formats.files import read_safetensors
+from sae_lightning.formats.density import read_density, write_density
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import exported, load_sae
 
-DENSITY = "density.safetensors"
-"""{"density": [d_sae]}, the share of rows in which each latent fires: beside an exported SAE, or in its run's folder."""
 IMPORTED = Path("outputs/imported")
 
 
@@ -71,8 +67,7 @@ def _import(arguments: argparse.Namespace) -> None:
         raise InputError(f"{out} exists already: say where to with --out")
     print(_described(sae))
     if density is not None and density.shape == (sae.d_sae,):
-        with replacing(out / DENSITY) as temporary:
-            save_file({"density": density}, temporary)
+        write_density(out, density)
     sae.save(out)
     print(f"written to {out}")
 
@@ -98,11 +93,8 @@ def _sparsity(sae: InferenceSAE) -> str:
     return "every positive latent" if is_relu(sae) else f"thresholds {float(sae.threshold.min()):.3g} to {float(sae.threshold.max()):.3g}"
 
 
-def _density(folder: Path, sae: InferenceSAE) -> Tensor | None:
+def _density(place: Path, sae: InferenceSAE) -> Tensor | None:
     """Of an SAE in this folder, where it is known."""
-    if (foreign := recognised(folder)) is not None and not (folder / "sae.json").is_file():
-        found = foreign.density(folder)
-    else:
-        file = next((place / DENSITY for place in (folder, folder.parent) if (place / DENSITY).is_file()), None)
-        found = None if file is None else read_safetensors(file).get("density")
+    foreign = None if (place / "sae.json").is_file() else recognised(place)
+    found = read_density(place) if foreign is None else foreign.density(place)
     return found if found is not None and found.shape == (sae.d_sae,) else None

@@ -51,8 +51,8 @@ class DictionaryLearning(Format):
         if set(held) >= BACKUP and isinstance(held["ae"], Mapping):
             factor, held = held.get("norm_factor"), dict(held["ae"])
         trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
-        weights, subtract, k, notes = _ours(file, held, trainer)
-        about = {"architecture": "jumprelu" if "threshold" in weights else "topk", "views": "one", **_known(file, trainer)}
+        kind, weights, subtract, k, notes = _ours(file, held, trainer)
+        about = {"architecture": kind, "views": "one", **_known(file, trainer)}
         imported = {"format": self.name, **config} | ({"notes": list(notes)} if notes else {})
         sae = assembled(file, weights, subtract=subtract, k=k, about=about, config=imported)
         return sae if factor is None else _unscaled(file, sae, factor)
@@ -88,6 +88,7 @@ def _theirs(sae: InferenceSAE, kind: str) -> Weights:
 
 
 class _Read(NamedTuple):
+    kind: str
     weights: Weights
     subtract: bool
     k: Any = None
@@ -99,28 +100,28 @@ def _ours(file: Path, held: Mapping[str, Any], trainer: Mapping[str, Any]) -> _R
     common = {"W_enc": "encoder.weight", "W_dec": "decoder.weight"}
     if "W_enc" in held:
         w = _named(file, held, {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}, "W_enc")
-        return _with_one_threshold(w) if "group_sizes" in held else _Read(w, False)
+        return _with_one_threshold("MatryoshkaBatchTopKSAE", w) if "group_sizes" in held else _Read("JumpReluAutoEncoder", w, False)
     if "gate_bias" in held:
         w = _named(file, held, common | {"b_dec": "decoder_bias", "r_mag": "r_mag", "b_gate": "gate_bias", "b_mag": "mag_bias"}, "W_dec")
-        return _Read(w | one_gate(w["W_enc"], *(w.pop(name) for name in ("r_mag", "b_gate", "b_mag"))), True)
+        return _Read("GatedAutoEncoder", w | one_gate(w["W_enc"], *(w.pop(name) for name in ("r_mag", "b_gate", "b_mag"))), True)
     common["b_enc"] = "encoder.bias"
     if "b_dec" not in held:
         bias = "bias" if "bias" in held else "decoder.bias"
         w = _named(file, held, common | {"b_dec": bias}, "W_dec")
-        return _Read(w | {"threshold": torch.zeros_like(w["b_enc"])}, bias == "bias")
+        return _Read("AutoEncoder" if bias == "bias" else "AutoEncoderNew", w | {"threshold": torch.zeros_like(w["b_enc"])}, bias == "bias")
     kind, common["b_dec"] = trainer.get("dict_class"), "b_dec"
     if kind == "AutoEncoderTopK":
-        return _Read(_named(file, held, common, "W_dec"), True, _k(file, held.get("k"), trainer.get("k")))
+        return _Read(kind, _named(file, held, common, "W_dec"), True, _k(file, held.get("k"), trainer.get("k")))
     if kind == "BatchTopKSAE":
-        return _with_one_threshold(_named(file, held, common | {"threshold": "threshold"}, "W_dec"))
+        return _with_one_threshold(kind, _named(file, held, common | {"threshold": "threshold"}, "W_dec"))
     said = "has no config.json beside it" if kind is None else f"is said to be a {str(kind)[:40]!r}"
     raise InputError(
         f"{file} {said}: trainer.dict_class there must say whether it is AutoEncoderTopK or BatchTopKSAE, whose weights are alike"
     )
 
 
-def _with_one_threshold(w: Weights) -> _Read:
-    return _Read(w, True, notes=(UNSET,) if float(w["threshold"].max()) < 0 else ())
+def _with_one_threshold(kind: str, w: Weights) -> _Read:
+    return _Read(kind, w, True, notes=(UNSET,) if float(w["threshold"].max()) < 0 else ())
 
 
 def _k(file: Path, held: Any, said: Any) -> Any:

@@ -4,8 +4,9 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
             found = {}
             for entry in entries:
                 with archive.open(entry) as file:
-                    _check_header(file, entry)  # type: ignore[arg-type]
+                    _check_header(file, entry)
                 with archive.open(entry) as file:
                     found[entry.filename.removesuffix(".npy")] = torch.from_numpy(
                         np.ascontiguousarray(np.lib.format.read_array(file, allow_pickle=False))
@@ -135,7 +136,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read as arrays of numbers ({in_a_line(error)}): copy it again") from None
 
 
-def _check_header(file: BinaryIO, entry: zipfile.ZipInfo) -> None:
+def _check_header(file: BufferedIOBase, entry: zipfile.ZipInfo) -> None:
     """Errors: ValueError where an array is not as long as its header says, before anything is allocated."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

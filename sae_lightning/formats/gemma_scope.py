@@ -47,5 +47,5 @@ class GemmaScope(Format):
         weights = weights_of(subtracting(sae, False))
         weights["W_enc"] = weights["W_enc"].T
         with replacing(folder / WEIGHTS) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **{name: np.ascontiguousarray(weights[name].numpy()) for name in NAMES})
+            np.savez(file, allow_pickle=False, **{name: np.ascontiguousarray(weights[name].numpy()) for name in NAMES})
         return "jumprelu"

@@ -60,12 +60,12 @@ def score_all(cfg: DictConfig) -> None:
         return
     others = {}
     for null in nulls:
-        others[NULL_RUN] = load_sae(null.sae), build_held_out(recorded[null.run])
+        others[NULL_RUN] = load_sae(null.sae).float(), build_held_out(recorded[null.run])
     found, data = {}, None
     for i, (subject, name) in enumerate(zip(chosen, _names(chosen), strict=True)):
         if data is None or subject.run != chosen[i - 1].run:
             data = build_held_out(recorded[subject.run])
-        sae = load_sae(subject.sae)
+        sae = load_sae(subject.sae).float()
         scores = _score(cfg, subject, sae, data, evaluations, others)
         if page is not None:
             print(f"page    {_short(page(sae, data, scores, subject.run, subject.folder))}", flush=True)

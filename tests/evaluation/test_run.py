@@ -51,7 +51,7 @@ def test_scores_of_everything_and_files(rows, sae, tmp_path: Path):
         content = (tmp_path / name).read_bytes()
         assert content.startswith(b"\x89PNG")
         assert struct.unpack(">II", content[16:24]) == (720, 480)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["density.png", "l0.png", "scores.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["density.png", "density.safetensors", "l0.png", "scores.json"]
 
 
 def test_no_nulls_where_they_are_not_wanted_or_where_y_is_not_x(rows, sae):

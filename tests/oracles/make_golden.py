@@ -5,9 +5,11 @@
 golden/problem.safetensors holds weights and rows, golden/<library>.safetensors what that library made of them: `<case>/term.<its name>`,
 `<case>/loss` and `<case>/grad.<our name of the parameter>`. tests/oracles/test_*.py compare ours with it. golden/sae_lens_cache/ is a folder
 of activations as SAELens caches them, golden/sae_lens_cache.safetensors what it reads there: of tests/data/foreign/test_arrow.py.
+golden/foreign/<library>/<case>/ are SAEs as libraries save them, theirs.safetensors what they make of a few rows: of tests/formats/test_foreign.py.
 """
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,16 @@ def make_cache() -> None:
         peer.ask("call", function="cached", folder=str(folder), out=out, context=CONTEXT, d=D, sequences=SEQUENCES)
 
 
+def make_foreign() -> None:
+    for library in ("dictionary_learning", "sae_lens", "sparsify"):
+        folder = GOLDEN / "foreign" / library
+        shutil.rmtree(folder, ignore_errors=True)
+        python = ROOT / ".peers" / library / "bin" / "python"
+        subprocess.run([python, "-m", f"tests.oracles.foreign.with_{library}", "write", folder], cwd=ROOT, check=True)
+        for exact in folder.glob("*-float64"):
+            shutil.rmtree(exact)
+
+
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     given = problem()
@@ -132,6 +144,7 @@ def main() -> None:
         print(f"{library}: {len(CASES[library])} cases, {(GOLDEN / f'{library}.safetensors').stat().st_size} bytes")
         assert all(torch.isfinite(value).all() for value in found.values())
     make_cache()
+    make_foreign()
 
 
 if __name__ == "__main__":

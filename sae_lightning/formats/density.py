@@ -1,0 +1,24 @@
+"""How often each latent fires: a file beside scores.json, and beside an SAE of another library that said so."""
+
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_lightning.files import replacing
+from sae_lightning.formats.files import read_safetensors
+
+DENSITY = "density.safetensors"
+
+
+def write_density(folder: Path, density: Float[Tensor, " d_sae"]) -> None:
+    """`density`: share of rows in which each latent fires."""
+    with replacing(folder / DENSITY) as temporary:
+        save_file({"density": density.contiguous()}, temporary)
+
+
+def read_density(folder: Path) -> Tensor | None:
+    """Of the SAE in `folder`, or of the run that has its SAE there; None where nothing is known. Errors: InputError for a damaged file."""
+    file = next((place / DENSITY for place in (folder, folder.parent) if (place / DENSITY).is_file()), None)
+    return None if file is None else read_safetensors(file).get("density")
