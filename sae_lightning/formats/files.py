@@ -32,6 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LONGEST_JSON:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes: a configuration has at most {LONGEST_JSON:,}")
         found = _plain(json.loads(path.read_text(encoding="utf-8")))
+        target = _target(found)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: copy the whole folder") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -40,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({in_a_line(error)}): copy or write it again") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__} and no configuration: copy or write it again")
-    if (target := _target(found)) is not None:
+    if target is not None:
         raise InputError(f"{path} asks for an object to be made (_target_: {target!r}): nothing that a configuration names is ever run")
     return found
 

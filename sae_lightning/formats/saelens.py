@@ -68,7 +68,7 @@ class SAELens(Format):
             threshold = {name: weights.pop(name) for name in ("threshold",) if name in weights}
             weights = with_unit_decoder(weights) | threshold
         about = _about(folder, kind, metadata, is_pair)
-        subtract = cfg.get("apply_b_dec_to_input", True) is not False and not is_pair
+        subtract = bool(cfg.get("apply_b_dec_to_input", True)) and not is_pair
         sae = assembled(folder, weights, subtract=subtract, k=k, about=about, config={"format": self.name, **cfg})
         check_size(folder, sae, cfg.get("d_in"), cfg.get("d_sae"))
         return _unscaled(folder, cfg, sae, rescales)

@@ -40,7 +40,7 @@ class Sparsify(Format):
         if missing := sorted(set(wanted) - set(held)):
             raise InputError(f"{folder / WEIGHTS} holds no {', '.join(missing)}: save it with its decoder, or copy it again")
         weights = checked(folder, {ours: held[theirs] for theirs, ours in wanted.items()})
-        is_pair = cfg.get("transcode") is True
+        is_pair = bool(cfg.get("transcode"))
         about = {"architecture": "topk", "views": "pair" if is_pair else "one", **_hooks(folder, is_pair)}
         sae = assembled(folder, weights, subtract=not is_pair, k=cfg.get("k"), about=about, config={"format": self.name, **cfg})
         check_size(folder, sae, cfg.get("d_in"), cfg.get("num_latents") or None)

@@ -147,7 +147,12 @@ def test_what_cannot_be_is_refused_in_a_line(changes: dict, says: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"activation": "groupmax"}, "activation 'groupmax'"), ({"signed": True}, "signed top-k"), ({"k": 0}, "has k 0"), ({"num_latents": 5}, "num_latents")],
+    [
+        ({"activation": "groupmax"}, "activation 'groupmax'"),
+        ({"signed": True}, "signed top-k"),
+        ({"k": 0}, "has k 0"),
+        ({"num_latents": 5}, "num_latents"),
+    ],
 )
 def test_other_ways_to_choose_are_refused(changes: dict, says: str, tmp_path: Path) -> None:
     shutil.copytree(FOREIGN / "sparsify/topk", tmp_path / "sae")
@@ -160,5 +165,7 @@ def test_other_ways_to_choose_are_refused(changes: dict, says: str, tmp_path: Pa
 def test_equal_weights_are_not_guessed_apart(tmp_path: Path) -> None:
     shutil.copytree(DL / "batch_topk", tmp_path / "sae")
     (tmp_path / "sae/config.json").unlink()
-    with pytest.raises(InputError, match="has no config.json beside it: trainer.dict_class there must say whether it is AutoEncoderTopK or"):
+    with pytest.raises(
+        InputError, match=r"has no config\.json beside it: trainer\.dict_class there must say whether it is AutoEncoderTopK or"
+    ):
         load_sae(tmp_path / "sae")

@@ -21,7 +21,9 @@ from sae_lightning.errors import InputError
 from sae_lightning.load import load_sae
 from tests.oracles.make_golden import GOLDEN, ROOT
 
-LENS, SPARSIFY, DL, GEMMA = (GOLDEN / "foreign" / name for name in ("sae_lens/topk", "sparsify/topk", "dictionary_learning/topk", "sae_lens/gemma_scope"))
+LENS, SPARSIFY, DL, GEMMA = (
+    GOLDEN / "foreign" / name for name in ("sae_lens/topk", "sparsify/topk", "dictionary_learning/topk", "sae_lens/gemma_scope")
+)
 HUGE = 1 << 40
 
 
