@@ -47,10 +47,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(arguments: argparse.Namespace) -> None:
     sae, folder = load_sae(arguments.sae), Path(arguments.folder)
-    if (folder / "sae.json").exists():
-        raise InputError(f"{folder} holds an SAE of this package: choose another folder")
+    there = recognised(folder)
+    if (folder / "sae.json").exists() or (there is not None and there.name != arguments.to):
+        raise InputError(f"{folder} holds an SAE of {'this package' if there is None else there.name}: choose another folder")
     kind = write(sae, folder, arguments.to, _density(exported(arguments.sae), sae))
-    print(f"{arguments.to}: {kind}, {_size(sae)}\nwritten to {folder}")
+    print(f"{arguments.to}: {sae.about.get('architecture', 'SAE')} as {kind}, {_size(sae)}\nwritten to {folder}")
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,10 @@ def write_density(folder: Path, density: Float[Tensor, " d_sae"]) -> None:
 
 
 def read_density(folder: Path) -> Tensor | None:
-    """Of the SAE in `folder`, or of the run that has its SAE there; None where nothing is known. Errors: InputError for a damaged file."""
-    file = next((place / DENSITY for place in (folder, folder.parent) if (place / DENSITY).is_file()), None)
+    """Of the SAE in `folder`; that of a run, its folder `sae`, was evaluated into the run's. None where nothing is known.
+
+    Errors: InputError for a damaged file.
+    """
+    places = [folder, folder.parent] if folder.name == "sae" else [folder]
+    file = next((place / DENSITY for place in places if (place / DENSITY).is_file()), None)
     return None if file is None else read_safetensors(file).get("density")

@@ -4,7 +4,6 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +124,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
             found = {}
             for entry in entries:
                 with archive.open(entry) as file:
+                    assert isinstance(file, zipfile.ZipExtFile)
                     _check_header(file, entry)
                 with archive.open(entry) as file:
                     found[entry.filename.removesuffix(".npy")] = torch.from_numpy(
@@ -137,7 +137,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read as arrays of numbers ({in_a_line(error)}): copy it again") from None
 
 
-def _check_header(file: BufferedIOBase, entry: zipfile.ZipInfo) -> None:
+def _check_header(file: zipfile.ZipExtFile, entry: zipfile.ZipInfo) -> None:
     """Errors: ValueError where an array is not as long as its header says, before anything is allocated."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -134,7 +134,7 @@ def _check_input(folder: Path, cfg: Mapping[str, Any], held: Weights) -> None:
         )
     if not scaled and normalised not in ("none", False):
         raise InputError(
-            f"{folder} normalises rows by {str(normalised)[:40]!r}, each by its own: only 'none' is the same function for all rows"
+            f"{folder} normalises rows by {str(normalised)[:40]!r}: only 'none' can be read, and what SAELens folds in where it saves for inference"
         )
     for name in ("scaling_factor", "finetuning_scaling_factor"):
         if name in held and not bool((held[name] == 1).all()):

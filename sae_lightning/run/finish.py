@@ -113,7 +113,7 @@ def _folder(run: Path, sae: Path) -> Path:
     if exported(sae).resolve() == (run / "sae").resolve():
         return run
     path = exported(sae).resolve()
-    name = path.parent.parent.name if path.name == "sae" else path.name
+    name = path.parent.parent.name if path.name == "sae" else path.name if path.is_dir() else path.parent.name
     return run / "evaluated" / f"{name}-{hashlib.blake2b(str(path).encode(), digest_size=3).hexdigest()}"
 
 

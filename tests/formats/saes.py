@@ -87,6 +87,7 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], s
     h = (x - sae.b_dec if sae.subtract else x) @ sae.W_enc.T + sae.b_enc
     rms = h.square().mean().sqrt()
     edge = sae.threshold if sae.k is None else _between(h, sae.k)
+    assert edge is not None
     sure = (h - edge).abs() > (1e-12 if is_exact else 1e-4) * rms
     assert sure.double().mean() > 0.95
     apart = float(((found[0] - expected[0]).abs() * sure).max() / rms)

@@ -1,8 +1,8 @@
 """`python -m sae_lightning.formats`, and SAEs of other libraries where one of ours would do: evaluate.py, model.init_from."""
 
 import json
-import subprocess
-import sys
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,13 @@ from torch.testing import assert_close
 from sae_lightning import formats
 from sae_lightning.errors import InputError
 from sae_lightning.formats.command import main
+from sae_lightning.formats.density import write_density
 from sae_lightning.formats.folding import with_unit_decoder
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import load_sae
 from tests.architectures import fitting
 from tests.formats.saes import assert_bitwise, exported, in_double, outputs
 from tests.formats.test_foreign import FOREIGN, LENS
-from tests.oracles.make_golden import ROOT
 from tests.run.test_init_from import rows, started
 from tests.runs import SMALL, compose, fit
 
@@ -56,9 +56,12 @@ def test_from_one_library_to_another(tmp_path: Path) -> None:
 
 
 def test_the_density_of_latents_goes_along(run: Path, tmp_path: Path) -> None:
-    """An evaluation left it beside the run's SAE."""
+    """An evaluation of the run's SAE left it in the run's folder; it is not that of its other SAE."""
     density = torch.linspace(0, 1, 64)
-    formats.density.write_density(run, density)
+    write_density(run, density)
+    shutil.copytree(run / "sae", run / "sae_best")
+    assert main(["export", str(run / "sae_best"), "--to", "saelens", str(tmp_path / "best")]) == 0
+    assert not (tmp_path / "best/sparsity.safetensors").exists()
     assert main(["export", str(run), "--to", "saelens", str(tmp_path / "lens")]) == 0
     assert_close(load_file(tmp_path / "lens/sparsity.safetensors")["sparsity"], (density + 1e-10).log10())
     assert main(["import", str(tmp_path / "lens"), "--out", str(tmp_path / "ours")]) == 0
@@ -75,6 +78,7 @@ def test_the_density_of_latents_goes_along(run: Path, tmp_path: Path) -> None:
         ("export {run} --to saelen out", "there is no format 'saelen': choose one of dictionary_learning, gemma_scope, saelens, sparsify"),
         ("export nowhere --to saelens out", "nowhere is not a folder"),
         ("export {run} --to saelens {run}/sae", "holds an SAE of this package: choose another folder"),
+        ("export {run} --to saelens {golden}/../sparsify/topk", "holds an SAE of sparsify: choose another folder"),
         ("import {run}/sae", "is of this package already"),
         ("import nowhere", "there is no nowhere"),
         (
@@ -105,35 +109,36 @@ def test_nothing_that_is_there_is_overwritten_unasked(
     assert main(["import", str(LENS / "topk"), "--out", "outputs/imported/topk"]) == 0
 
 
-def test_the_module_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "sae_lightning.formats", "import", "nowhere"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: there is no nowhere\n")
+def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["formats", "import", "nowhere"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("sae_lightning.formats", run_name="__main__")
+    assert capsys.readouterr().err == "error: there is no nowhere\n"
 
 
 # -- where one of ours would do -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_exact", [False, True], ids=["float32", "float64"])
-def test_it_is_evaluated(is_exact: bool, run: Path, tmp_path: Path) -> None:
-    """The same scores as the SAE that it was made of."""
+def test_it_is_evaluated(run: Path, tmp_path: Path) -> None:
+    """The same scores as the SAE that it was made of; also one in float64."""
     from sae_lightning.run.finish import score_all
     from tests.run.test_finish import config
 
     sae = load_sae(run)
-    formats.write(in_double(sae) if is_exact else sae, tmp_path / "foreign", "saelens")
+    formats.write(sae, tmp_path / "plain", "saelens")
+    formats.write(in_double(sae), tmp_path / "exact", "dictionary_learning")
     score_all(config(f"run={run}"))
-    score_all(config(f"run={run}", f"sae={tmp_path}/foreign"))
-    (folder,) = (
-        (run / "evaluated").glob("foreign-*")
-        if not is_exact
-        else [max((run / "evaluated").glob("foreign-*"), key=lambda p: p.stat().st_mtime)]
-    )
-    own, scores = (json.loads((place / "scores.json").read_text())["scores"]["sae"] for place in (run, folder))
-    assert {key: value for key, value in scores.items() if "stability" not in key} == own
+    score_all(config(f"run={run}", f"sae=[{tmp_path}/plain,{tmp_path}/exact/ae.pt]"))
+    places = [run, *(next((run / "evaluated").glob(f"{name}-*")) for name in ("plain", "exact"))]
+    own, *others = (json.loads((place / "scores.json").read_text())["scores"]["sae"] for place in places)
+    for scores in others:
+        assert {key: value for key, value in scores.items() if "stability" not in key} == own
 
 
-@pytest.mark.parametrize("is_exact", [False, True], ids=["float32", "float64"])
-@pytest.mark.parametrize(("model", "name"), [("jumprelu", "saelens"), ("topk", "sparsify"), ("lagrangian", "dictionary_learning")])
+@pytest.mark.parametrize(
+    ("model", "name", "is_exact"),
+    [("jumprelu", "saelens", True), ("topk", "sparsify", False), ("lagrangian", "dictionary_learning", False)],
+)
 def test_a_run_starts_from_it(model: str, name: str, is_exact: bool, tmp_path: Path) -> None:
     held = exported(model, "autoencoder")
     weights = with_unit_decoder(dict(held.named_buffers())) if held.k is not None else dict(held.named_buffers())  # as it keeps them

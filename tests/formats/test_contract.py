@@ -1,5 +1,6 @@
 """Every architecture in every format: it comes back as the same function, or is refused with the reason and the nearest format."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sae_lightning import formats
 from sae_lightning.errors import InputError
 from sae_lightning.formats.base import is_relu
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.load import load_sae
 from tests.formats.saes import EXPORTS, assert_bitwise, assert_same, exported, in_double, outputs, rows
 
 NAMES = [one.name for one in formats.formats()]
@@ -93,3 +95,40 @@ def test_the_residual_stream_gets_the_name_that_transformer_lens_has_for_it(tmp_
     found = formats.read(tmp_path).about
     assert found["imported"]["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
     assert found["hook"] == sae.about["hook"]
+
+
+DUMMY = """
+import json
+import sys
+from pathlib import Path
+import torch
+from sae_lightning.formats.base import Format, assembled, checked
+from sae_lightning.formats.folding import weights_of
+
+class Plain(Format):
+    def recognises(self, path): return (path / "plain.json").is_file()
+    def read(self, path):
+        held = json.loads((path / "plain.json").read_text())
+        weights = {name: torch.tensor(value) for name, value in held["weights"].items()}
+        return assembled(path, checked(path, weights), subtract=held["subtract"], k=held["k"], about={}, config={"format": self.name})
+    def refusal(self, sae): return None
+    def write(self, sae, folder, density=None):
+        held = {"weights": {name: value.tolist() for name, value in weights_of(sae).items()}, "subtract": sae.subtract, "k": sae.k}
+        (folder / "plain.json").write_text(json.dumps(held))
+        return "plain"
+"""
+
+
+def test_a_format_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dummy.py").write_text(DUMMY)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    formats.formats.cache_clear()
+    try:
+        sae = exported("topk", "transcoder, other width")
+        with pytest.raises(InputError, match="the nearest that can: --to dummy$"):
+            formats.write(sae, tmp_path / "sae", LENS)
+        formats.write(sae, tmp_path / "sae", "dummy")
+        assert_bitwise(load_sae(tmp_path / "sae"), sae)
+    finally:
+        formats.formats.cache_clear()
+        sys.modules.pop("sae_lightning.formats.dummy", None)

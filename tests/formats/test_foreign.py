@@ -123,7 +123,7 @@ def test_a_training_that_says_its_factor_is_folded_and_others_are_refused(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"normalize_activations": "layer_norm"}, "normalises rows by 'layer_norm', each by its own"),
+        ({"normalize_activations": "layer_norm"}, "normalises rows by 'layer_norm': only 'none' can be read"),
         ({"normalize_activations": "covariance_whitening"}, "normalises rows by 'covariance_whitening'"),
         ({"architecture": "temporal"}, "is of architecture 'temporal': standard, gated"),
         ({"architecture": "gated"}, "holds no b_gate, b_mag, r_mag"),

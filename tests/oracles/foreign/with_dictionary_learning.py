@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.peers import with_dictionary_learning as peer
 from tests.oracles.foreign.common import D, F, K, Outputs, disturb_, dtype_of, main
@@ -75,7 +75,7 @@ def read(folder: Path, case: str, x: Tensor) -> Outputs:
     return ae.encode(x), ae(x)
 
 
-def _empty(kind: type, trainer: dict[str, Any], held: dict[str, Tensor]) -> nn.Module:
+def _empty(kind: type, trainer: dict[str, Any], held: dict[str, Tensor]) -> Any:
     words: dict[str, Any] = {"k": trainer["k"]} if "k" in held else {}
     if "group_sizes" in held:
         words["group_sizes"] = held["group_sizes"].tolist()
