@@ -125,7 +125,7 @@ def test_a_format_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     formats.formats.cache_clear()
     try:
         sae = exported("topk", "transcoder, other width")
-        with pytest.raises(InputError, match="the nearest that can: --to dummy$"):
+        with pytest.raises(InputError, match=r"the nearest that can: --to dummy$"):
             formats.write(sae, tmp_path / "sae", LENS)
         formats.write(sae, tmp_path / "sae", "dummy")
         assert_bitwise(load_sae(tmp_path / "sae"), sae)
