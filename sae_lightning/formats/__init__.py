@@ -64,5 +64,8 @@ def write(sae: InferenceSAE, folder: str | Path, name: str, density: Float[Tenso
 
 def below(path: Path) -> str:
     """Where a folder is none, but holds some: the end of a line that says so."""
-    found = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and recognised(inner)) if path.is_dir() else []
+    try:
+        found = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and recognised(inner))
+    except OSError:
+        return ""
     return f": name one of the folders in it, {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" if found else ""
