@@ -214,3 +214,12 @@ def test_numbers_that_json_does_not_know_become_text(tmp_path: Path) -> None:
     sae = load_sae(tmp_path / "sae")
     assert (sae.about["imported"]["lr"], sae.about["imported"]["more"]) == ("nan", ["inf"])
     sae.save(tmp_path / "ours")
+
+
+def test_what_our_own_description_names_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    load_sae(LENS).save(tmp_path, {"hook": TARGET} | TARGET)
+    assert load_sae(tmp_path).about["hook"] == TARGET
+    config("sae.json", **TARGET)(tmp_path)
+    load_sae(tmp_path)
+    assert not (tmp_path / "ran").exists()
