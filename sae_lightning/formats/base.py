@@ -66,7 +66,7 @@ def of_no_other(sae: InferenceSAE) -> str | None:
 
 
 def checked(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by our names and axes when they fit together: all float32, or float64 where one is. One θ becomes one per latent.
+    """Weights by our names and axes when they fit together: all float32, or float64 where W_enc is. One θ becomes one per latent.
 
     r_mag, b_gate and b_mag [d_sae] may be among them. Errors: InputError for other shapes, NaN, and what is no number.
     """
@@ -77,7 +77,7 @@ def checked(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise InputError(f"{path}: W_enc and W_dec have {axes[0]} and {axes[1]} axes, and not two each: copy it again")
     (d_sae, d_in), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
     wanted = {"W_enc": (d_sae, d_in), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "W_skip": (d_out, d_in)}
-    dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights.values()) else torch.float32
+    dtype = torch.float64 if weights["W_enc"].dtype == torch.float64 else torch.float32
     found = {}
     for name, weight in weights.items():
         weight = weight.expand(d_sae) if name == "threshold" and weight.shape == () else weight

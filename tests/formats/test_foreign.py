@@ -89,6 +89,13 @@ def test_halves_are_widened(tmp_path: Path) -> None:
     assert_close(load_sae(tmp_path / "sae").W_enc, held["W_enc"].T.bfloat16().float(), rtol=0, atol=0)
 
 
+def test_a_threshold_in_double_precision_is_rounded_as_the_weights_are(tmp_path: Path) -> None:
+    shutil.copytree(LENS / "checkpoint", tmp_path / "sae")
+    held = load_file(tmp_path / "sae/sae_weights.safetensors")
+    save_file(held | {"topk_threshold": held["topk_threshold"].double()}, tmp_path / "sae/sae_weights.safetensors")
+    assert {weight.dtype for weight in load_sae(tmp_path / "sae").buffers()} == {torch.float32}
+
+
 def test_the_skip_connection_is_not_transposed() -> None:
     """It is square in both: x · W_skipᵀ."""
     for folder, file in ((LENS / "jumprelu_skip_transcoder", "sae_weights"), (FOREIGN / "sparsify/transcode-skip", "sae")):
