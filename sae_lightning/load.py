@@ -12,7 +12,8 @@ from sae_lightning.inference import InferenceSAE
 def load_sae(path: str | Path, device: str | torch.device = "cpu") -> InferenceSAE:
     """The exported SAE of a run, ready to use: `path` is the run's folder, the folder `sae` in it, or an SAE of another library.
 
-    Other libraries' (`sae_lightning.formats`) are recognised by their files. Nothing in a file is run.
+    Other libraries' (`sae_lightning.formats`) are recognised by their files. What is no path here may be owner/name or owner/name/folder
+    on the Hugging Face hub. Nothing in a file is run.
     Errors: InputError when there is none, or it is not of a known format, or it is damaged.
     """
     place = exported(path)
@@ -30,6 +31,10 @@ def exported(path: str | Path) -> Path:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
+        from sae_lightning.formats import hub
+
+        if (fetched := hub.fetch(str(path))) is not None:
+            return exported(fetched)
         raise InputError(f"{folder} is not a folder: name a run's folder or the folder `sae` in it")
     for found in (folder, folder / "sae"):
         if (found / "sae.json").is_file():

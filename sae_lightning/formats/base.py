@@ -41,6 +41,10 @@ class Format(abc.ABC):
         density: share of rows in which each latent fires, where that is known. Errors: InputError when the disk is full.
         """
 
+    @abc.abstractmethod
+    def usage(self, repository: str, folder: str) -> str:
+        """Python code by which the library loads what `write` left in a folder of a repository on the Hugging Face hub."""
+
     def density(self, path: Path) -> Float[Tensor, " d_sae"] | None:
         """What `write` was told, where the format keeps it."""
         return None

@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_lightning.errors import InputError
 from sae_lightning.formats import by_name, formats, read, recognised, write
 from sae_lightning.formats.base import is_relu, transformer_of
+from sae_lightning.formats.card import UNNAMED
 from sae_lightning.formats.density import read_density, write_density
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import exported, load_sae
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     names = ", ".join(one.name for one in formats())
     parser = argparse.ArgumentParser(prog="python -m sae_lightning.formats", description=f"SAEs from and to other libraries: {names}.")
-    commands = parser.add_subparsers(required=True, metavar="export | import")
+    commands = parser.add_subparsers(required=True, metavar="export | import | push")
     exporting = commands.add_parser("export", help="write an SAE in another library's format")
     exporting.add_argument("sae", metavar="SAE", help="a run, its folder `sae`, or an SAE of any known format")
     exporting.add_argument("--to", required=True, metavar="FORMAT", help=names)
@@ -42,7 +43,30 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--from", dest="format", metavar="FORMAT", help=f"{names}; recognised, if not said")
     importing.add_argument("--out", type=Path, metavar="FOLDER", help=f"{IMPORTED}/<name of the folder>, if not said")
     importing.set_defaults(do=_import)
+    pushing = commands.add_parser("push", help="put an SAE on the Hugging Face hub, with a page that says what it is")
+    pushing.add_argument("sae", metavar="SAE", help="a run, its folder `sae`, or an SAE of any known format")
+    pushing.add_argument("repository", metavar="OWNER/NAME", help="made where there is none")
+    pushing.add_argument(
+        "--also", metavar="FORMATS", help=f"other libraries' formats, comma separated: {names}; not said: saelens where it can; or none"
+    )
+    pushing.add_argument(
+        "--licence", "--license", default=UNNAMED, metavar="NAME", help="as the hub writes it: mit, apache-2.0, cc-by-4.0, …"
+    )
+    pushing.add_argument("--private", action="store_true", help="a repository that others cannot see")
+    pushing.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write the files into this folder, and push nothing")
+    pushing.set_defaults(do=_push)
     return parser
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from sae_lightning.formats import hub
+
+    also = None if arguments.also is None else [name for name in arguments.also.split(",") if name != "none"]
+    if arguments.dry_run is not None:
+        files = hub.assemble(arguments.sae, arguments.repository, arguments.dry_run, also, arguments.licence)
+        print("\n".join([f"{arguments.dry_run}, for {arguments.repository}:", *(f"  {file}" for file in files)]))
+        return
+    print(hub.push(arguments.sae, arguments.repository, also, arguments.licence, arguments.private))
 
 
 def _export(arguments: argparse.Namespace) -> None:

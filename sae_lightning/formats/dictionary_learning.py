@@ -57,6 +57,11 @@ class DictionaryLearning(Format):
         sae = assembled(file, weights, subtract=subtract, k=k, about=about, config=imported)
         return sae if factor is None else _unscaled(file, sae, factor)
 
+    def usage(self, repository: str, folder: str) -> str:
+        fetched = f'folder = snapshot_download("{repository}", allow_patterns="{folder}/*")'
+        imports = "from dictionary_learning.utils import load_dictionary\nfrom huggingface_hub import snapshot_download"
+        return f'{imports}\n\n{fetched}\nsae, config = load_dictionary(folder + "/{folder}", device="cpu")'
+
     def refusal(self, sae: InferenceSAE) -> str | None:
         return "it is a transcoder, and only autoencoders are known there" if is_transcoder(sae) else of_no_other(sae)
 

@@ -36,6 +36,9 @@ class GemmaScope(Format):
         about = {"architecture": "jumprelu"} | ({"views": "pair"} if weights["W_enc"].shape[1] != weights["W_dec"].shape[1] else {})
         return assembled(file, weights, subtract=False, about=about, config={"format": self.name})
 
+    def usage(self, repository: str, folder: str) -> str:
+        return f'import numpy as np\nfrom huggingface_hub import hf_hub_download\n\nweights = np.load(hf_hub_download("{repository}", "{folder}/{WEIGHTS}"))'
+
     def refusal(self, sae: InferenceSAE) -> str | None:
         if sae.k is not None:
             return "it is top-k, and only a threshold per latent is known there"

@@ -80,6 +80,9 @@ class SAELens(Format):
 
     # -- write ----------------------------------------------------------------------------------------------------------
 
+    def usage(self, repository: str, folder: str) -> str:
+        return f'from sae_lens import SAE\n\nsae = SAE.from_pretrained("{repository}", "{folder}", device="cpu")'
+
     def refusal(self, sae: InferenceSAE) -> str | None:
         if is_transcoder(sae) and sae.k is not None:
             return "it is a top-k transcoder, and its transcoders have relu or a threshold"

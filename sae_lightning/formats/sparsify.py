@@ -46,6 +46,9 @@ class Sparsify(Format):
         check_size(folder, sae, cfg.get("d_in"), cfg.get("num_latents") or None)
         return sae
 
+    def usage(self, repository: str, folder: str) -> str:
+        return f'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_hub("{repository}", hookpoint="{folder}")'
+
     def refusal(self, sae: InferenceSAE) -> str | None:
         if sae.k is None:
             return "it has a threshold per latent, and only top-k is known there"

@@ -1,5 +1,6 @@
 """A Hugging Face hub on this machine, of the files in a folder: as much of its API as its clients ask for."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -25,7 +26,14 @@ class LoopbackHub:
                 hub.asked.append(self.path)
                 answer(self, root)
 
-            do_GET = do_POST = do_HEAD
+            do_GET = do_HEAD
+
+            def do_POST(self) -> None:
+                hub.asked.append(self.path)
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                answer(self, root, body) if (made := written(self.path, body, root, hub.url)) is None else send(
+                    self, json.dumps(made).encode(), "application/json"
+                )
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -43,14 +51,40 @@ class LoopbackHub:
         self.server.server_close()
 
 
-def answer(request: BaseHTTPRequestHandler, root: Path) -> None:
-    body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-    parts = urllib.parse.unquote(urllib.parse.urlparse(request.path).path).strip("/").split("/")
+def written(path: str, body: bytes, root: Path, url: str) -> Any:
+    """Of the questions by which a client makes a repository of a model and commits files to it, the answer; None of others."""
+    parts = urllib.parse.unquote(urllib.parse.urlparse(path).path).strip("/").split("/")
+    if parts[1:] == ["repos", "create"]:
+        asked = json.loads(body)
+        name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+        (root / "models" / name).mkdir(parents=True, exist_ok=True)
+        return {"url": f"{url}/{name}", "name": name, "id": name}
+    if parts[1:] == ["validate-yaml"]:
+        return {"errors": [], "warnings": []}
+    if parts[4:5] == ["preupload"]:
+        return {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]}
+    if parts[4:5] == ["commit"]:
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                file = root / "models" / parts[2] / parts[3] / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        return {"commitUrl": f"{url}/{parts[2]}/{parts[3]}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+    return None
+
+
+def answer(request: BaseHTTPRequestHandler, root: Path, body: bytes = b"") -> None:
+    address = urllib.parse.urlparse(request.path)
+    parts = urllib.parse.unquote(address.path).strip("/").split("/")
     if parts[0] == "api" and len(parts) >= 4 and parts[1] in ("models", "datasets"):
         folder = root / parts[1] / parts[2] / parts[3]
         is_tree = parts[4:5] == ["tree"]
         if folder.joinpath(*parts[6:] if is_tree else ()).is_dir():
-            return send(request, json.dumps(describe(folder, "/".join(parts[2:4]), parts[4:], body)).encode(), "application/json")
+            return send(
+                request,
+                json.dumps(describe(folder, "/".join(parts[2:4]), parts[4:], body, "recursive=true" in address.query)).encode(),
+                "application/json",
+            )
     elif "resolve" in parts:
         kind = parts.pop(0) if parts[0] == "datasets" else "models"
         file = root / kind / parts[0] / parts[1] / "/".join(parts[4:])
@@ -59,10 +93,10 @@ def answer(request: BaseHTTPRequestHandler, root: Path) -> None:
     return send(request, b"", "text/plain", status=200 if parts == [""] else 404, missing="EntryNotFound")
 
 
-def describe(folder: Path, name: str, what: list[str], body: bytes) -> Any:
+def describe(folder: Path, name: str, what: list[str], body: bytes, is_deep: bool) -> Any:
     entries = [entry(path, folder) for path in sorted(folder.rglob("*"))]
     if what[:1] == ["tree"]:
-        return [entry(path, folder) for path in sorted(folder.joinpath(*what[2:]).iterdir())]
+        return [entry(path, folder) for path in sorted(folder.joinpath(*what[2:]).glob("**/*" if is_deep else "*"))]
     if what[:1] == ["paths-info"]:
         form = urllib.parse.parse_qs(body.decode())
         wanted = form.get("paths") or (json.loads(body)["paths"] if body.startswith(b"{") else [])
