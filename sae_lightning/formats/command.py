@@ -5,13 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from sae_lightning.errors import InputError
 from sae_lightning.formats import by_name, formats, read, recognised, write
 from sae_lightning.formats.base import is_relu, transformer_of
 from sae_lightning.formats.card import UNNAMED
-from sae_lightning.formats.density import read_density, write_density
+from sae_lightning.formats.density import density_of, write_density
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import exported, load_sae
 
@@ -74,7 +72,7 @@ def _export(arguments: argparse.Namespace) -> None:
     there = recognised(folder)
     if (folder / "sae.json").exists() or (there is not None and there.name != arguments.to):
         raise InputError(f"{folder} holds an SAE of {'this package' if there is None else there.name}: choose another folder")
-    kind = write(sae, folder, arguments.to, _density(exported(arguments.sae), sae))
+    kind = write(sae, folder, arguments.to, density_of(exported(arguments.sae), sae))
     print(f"{arguments.to}: {sae.about.get('architecture', 'SAE')} as {kind}, {_size(sae)}\nwritten to {folder}")
 
 
@@ -116,10 +114,3 @@ def _sparsity(sae: InferenceSAE) -> str:
         return f"k {sae.k}"
     assert sae.threshold is not None
     return "every positive latent" if is_relu(sae) else f"thresholds {float(sae.threshold.min()):.3g} to {float(sae.threshold.max()):.3g}"
-
-
-def _density(place: Path, sae: InferenceSAE) -> Tensor | None:
-    """Of an SAE in this folder, where it is known."""
-    foreign = None if (place / "sae.json").is_file() else recognised(place)
-    found = read_density(place) if foreign is None else foreign.density(place)
-    return found if found is not None and found.shape == (sae.d_sae,) else None

@@ -13,7 +13,7 @@ from sae_lightning.errors import InputError
 from sae_lightning.files import write_text
 from sae_lightning.formats import by_name, write
 from sae_lightning.formats.card import UNNAMED, card
-from sae_lightning.formats.density import read_density
+from sae_lightning.formats.density import density_of
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import exported, load_sae
 from sae_lightning.transformers.hub import first_line, reachable
@@ -34,9 +34,8 @@ def assemble(sae: str | Path, repository: str, folder: Path, others: Sequence[st
         raise InputError(f"{folder} is not empty: choose another folder")
     place, loaded = exported(sae), load_sae(sae)
     chosen = [name for name in [USUAL] if by_name(name).refusal(loaded) is None] if others is None else list(dict.fromkeys(others))
-    density = read_density(place)
     for name in chosen:
-        write(loaded, folder / name, name, density if density is not None and density.shape == (loaded.d_sae,) else None)
+        write(loaded, folder / name, name, density_of(place, loaded))
     loaded.save(folder)
     content = _scores_of(place, loaded)
     pictures = _pictures(place, folder) if content else []
