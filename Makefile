@@ -34,13 +34,13 @@ bench: $(STAMP)  ## the benchmarks: ratios to what each of them names
 
 install: $(STAMP)  ## only .venv
 
-PEERS := dictionary_learning litdata overcomplete sae_lens sparsify
+PEERS := dictionary_learning litdata overcomplete sae_bench sae_lens sparsify
 
 peers: $(PEERS:%=.peers/%/installed)  ## other libraries, each in an environment of its own under .peers
 
 oracles: $(STAMP) peers  ## the golden tensors anew from other libraries; our terms, gradients and formats against them
 	$(RUN) -m tests.oracles.make_golden
-	$(RUN) -m pytest tests/oracles tests/oracles/round_trips.py $(TEST_ARGS)
+	$(RUN) -m pytest tests/oracles tests/oracles/round_trips.py tests/oracles/scores_of_sae_bench.py $(TEST_ARGS)
 
 bench-peers: $(STAMP) peers  ## our training step and theirs in one run; writes the table of README.md and LOG.md
 	$(RUN) -m benchmarks.train_step --peers --write
