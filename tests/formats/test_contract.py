@@ -112,6 +112,7 @@ class Plain(Format):
         weights = {name: torch.tensor(value) for name, value in held["weights"].items()}
         return assembled(path, checked(path, weights), subtract=held["subtract"], k=held["k"], about={}, config={"format": self.name})
     def refusal(self, sae): return None
+    def usage(self, repository, folder): return f"{repository}/{folder}"
     def write(self, sae, folder, density=None):
         held = {"weights": {name: value.tolist() for name, value in weights_of(sae).items()}, "subtract": sae.subtract, "k": sae.k}
         (folder / "plain.json").write_text(json.dumps(held))

@@ -44,7 +44,8 @@ def hooked(folder: str) -> HookedTransformer:
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    model, tokens = hooked(job["transformer"]), load_from_disk(job["tokens"])
+    model = hooked(job["transformer"])
+    tokens: Any = load_from_disk(job["tokens"])
     sae = SAE.load_from_disk(job["sae"], device="cpu")
     sae.cfg.metadata.model_name = job["transformer"]
     _standardize_sae_cfg(sae.cfg)
