@@ -124,7 +124,7 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What an exported SAE says of the rows' text, for other people's machines: {} where there is none. JSON-able."""
+        """What an exported SAE says of the rows' text or images, for other people's machines: {} where there is none. JSON-able."""
         return {}
 
     # -- loaders ----------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def scale_of(mean_square_norm: float, d: int, mode: str) -> float:
 
 def origin_of(identity: dict[str, Any]) -> dict[str, Any]:
     """Of what determines the rows of a store, what is read."""
-    return {key: identity[key] for key in ("text", "texts", "context_length") if key in identity}
+    return {key: identity[key] for key in ("text", "images", "texts", "context_length") if key in identity}
 
 
 class _Batches(IterableDataset):

@@ -44,6 +44,7 @@ def test_it_trains_and_is_evaluated(words: str, tmp_path: Path):
     assert not {"details/tokens", "details/n_training_tokens"} & set(images)
     about = json.loads((folder / "sae" / "sae.json").read_text())["about"]
     assert about["hook"] == "encoder.layer.0"
+    assert about["data"]["images"]["files"] == 40
     assert "preprocessor_config.json" in about["transformer"]["files"]
     evaluations = "evaluate=[default,positions,absorption,probing]"
     score_all(validate(Composer(ROOT / "conf", "evaluate"), [f"run={folder}", evaluations, "nulls=false"]))
