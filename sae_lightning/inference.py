@@ -1,22 +1,39 @@
-"""The SAE as one uses it: the one class that is exported, loaded, evaluated and converted. Needs torch and safetensors only."""
+"""The SAE as one uses it: the one class that is exported, loaded, spliced, evaluated and converted. Needs torch and safetensors only."""
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxtyping import Float
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae_lightning.errors import InputError
 from sae_lightning.files import replacing, write_json
-from sae_lightning.latents import Dense, Latents, PreActivations
+from sae_lightning.latents import Dense, Latents, PreActivations, Shaped
+from sae_lightning.shapes import Bool, Float
+from sae_lightning.transformers import hooks
 
 FORMAT = "sae_lightning/1"
 WEIGHTS = {"W_enc", "W_dec", "b_enc", "b_dec"}
+
+
+class Fixed(NamedTuple):
+    """Latents that have a given value in every row."""
+
+    others: Float[Tensor, " d_sae"]
+    """0 for them, 1 for all others."""
+    decoded: Float[Tensor, " d_out"]
+    """What they stand for together."""
+
+
+class Spliced:
+    """A model with an SAE in it. `latents`: those of its last forward pass, as they were encoded."""
+
+    latents: Latents | None = None
 
 
 class InferenceSAE(nn.Module):
@@ -28,6 +45,9 @@ class InferenceSAE(nn.Module):
 
     W_enc [d_sae, d_in], W_dec [d_sae, d_out], b_enc [d_sae], b_dec [d_out], threshold [d_sae] or k, W_skip [d_out, d_in] or none.
     `about` is what the exporter says of it: architecture, transformer, hook point, training rows, …
+
+    Rows may stand in any number of axes, [d_in] to [batch, context, d_in] and more, and be of any floating type: everything is computed
+    in the type of the weights (`sae.to(torch.bfloat16)` changes it), and ŷ is of the type of x.
     """
 
     W_enc: Float[Tensor, "d_sae d_in"]
@@ -51,9 +71,22 @@ class InferenceSAE(nn.Module):
     def d_sae(self) -> int:
         return len(self.b_enc)
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
-        """Latents of rows, sparse or dense; `.dense()` gives [batch, d_sae]."""
-        h = PreActivations.of(x - self.b_dec if self.subtract else x, self.W_enc, self.b_enc)
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Latents:
+        """Latents of rows, sparse or dense; `.dense()` gives [*rows, d_sae]. Errors: InputError for rows of another width."""
+        if x.shape[-1] != self.d_in:
+            raise InputError(
+                f"rows have width {x.shape[-1]}, and this SAE reads rows of width {self.d_in}: give it those it was trained on"
+            )
+        rows = x.reshape(-1, self.d_in).to(self.W_enc.dtype)
+        h = PreActivations.of(rows - self.b_dec if self.subtract else rows, self.W_enc, self.b_enc, _form())
         if self.k is not None:
             f = h.top_k(self.k)
             values = f.values
@@ -61,19 +94,94 @@ class InferenceSAE(nn.Module):
             assert self.threshold is not None
             f = h.above(self.threshold)
             values = f.values * (f.values > f.at(self.threshold))
-        return f.with_values(values if self.cap is None else values.clamp(max=self.cap))
+        f = f.with_values(values if self.cap is None else values.clamp(max=self.cap))
+        return f if x.ndim == 2 else Shaped(f, x.shape[:-1])
 
-    def decode(self, latents: Latents | Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_out"]:
-        """The rows that latents stand for, without what W_skip adds."""
-        return (Dense(latents) if isinstance(latents, Tensor) else latents).decode(self.W_dec) + self.b_dec
+    def decode(self, latents: Latents | Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_out"]:
+        """The rows that latents stand for, in the type of the weights, without what W_skip adds."""
+        if isinstance(latents, Tensor):
+            latents = Shaped(Dense(latents.reshape(-1, self.d_sae).to(self.W_dec.dtype)), latents.shape[:-1])
+        return latents.decode(self.W_dec) + self.b_dec
 
-    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         return self.reconstruct(x, self.encode(x))
 
-    def reconstruct(self, x: Float[Tensor, "batch d_in"], latents: Latents) -> Float[Tensor, "batch d_out"]:
-        """ŷ for rows whose latents are known."""
+    def reconstruct(self, x: Float[Tensor, "*rows d_in"], latents: Latents, fixed: Fixed | None = None) -> Float[Tensor, "*rows d_out"]:
+        """ŷ for rows whose latents are known; those that are `fixed` have their value there instead."""
+        if fixed is not None:
+            latents = latents.with_values(latents.values * latents.at(fixed.others))
         y_hat = self.decode(latents)
-        return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
+        if fixed is not None:
+            y_hat = y_hat + fixed.decoded
+        if self.W_skip is not None:
+            y_hat = y_hat + x.to(self.W_skip.dtype) @ self.W_skip.T
+        return y_hat.to(x.dtype)
+
+    def fix(self, values: Mapping[int, float]) -> Fixed:
+        """Latent → the value that it is to have in every row. Errors: InputError for a latent that this SAE has not."""
+        if outside := [latent for latent in values if not 0 <= latent < self.d_sae]:
+            raise InputError(f"there is no latent {outside[0]}: this SAE has {self.d_sae}, choose among 0 to {self.d_sae - 1}")
+        others, at = torch.ones_like(self.b_enc), torch.tensor(list(values), dtype=torch.int64, device=self.b_enc.device)
+        others[at] = 0
+        return Fixed(others, self.W_dec.new_tensor(list(values.values())) @ self.W_dec[at])
+
+    @contextlib.contextmanager
+    def splice(self, model: nn.Module, hook: str | None = None, hook_out: str | None = None, *, ablate: Iterable[int] = (),
+               steer: Mapping[int, float] | None = None, error: bool = False,
+               special: Bool[Tensor, "*positions"] | None = None) -> Iterator[Spliced]:  # fmt: skip
+        """While open, every forward pass of `model` goes on with ŷ in place of the activation y at `hook_out`, made of x at `hook`.
+
+        A hook point is a module path, for its output, or one and ":in", for its input; names of TransformerLens will do
+        (`transformers.hooks`). `hook_out` is `hook` where nothing else is said; without both they are those that the SAE was trained at.
+
+        ablate: latents that are 0; steer: latent → the value that it has (which is not added to its own): both at every position.
+        error: y − ŷ of the latents as they were is added, as a constant: then nothing changes but for the latents that are set, and
+        gradients go through the latents alone. Without it the model goes on with what the SAE makes of y and nothing else.
+        special: positions, in the shape of the activation without its last axis, that stay as they are.
+
+        Gradients flow; everything compiled runs as plain PyTorch meanwhile. Errors: InputError for a hook point that does not exist, or
+        of another width than the SAE's, for a latent that does not exist or is both ablated and steered; and for a crosscoder, which
+        reads at all its hook points before it writes at the first (`transformers.predictions` has that in two forward passes).
+        """
+        hook, hook_out = self._places(hook, hook_out)
+        zeros, steer = dict.fromkeys(map(int, ablate), 0.0), dict(steer or {})
+        if both := zeros.keys() & steer.keys():
+            raise InputError(f"latent {min(both)} is to be ablated and steered: choose one")
+        fixed = self.fix(zeros | steer) if zeros or steer else None
+        spliced, found = Spliced(), []
+
+        def write(y: Tensor) -> Tensor:
+            x = y if hook == hook_out else _read(found, hook, hook_out)
+            if (x.shape[-1], y.shape[-1]) != (self.d_in, self.d_out):
+                raise InputError(
+                    f"'{hook}' gives rows of width {x.shape[-1]} and '{hook_out}' of {y.shape[-1]}, this SAE makes {self.d_out} of {self.d_in}:"
+                    " choose its own hook points"
+                )
+            spliced.latents = self.encode(x)
+            y_hat = self.reconstruct(x, spliced.latents, fixed)
+            return y_hat + (y - self.reconstruct(x, spliced.latents)).detach() if error else y_hat
+
+        with contextlib.ExitStack() as stack:
+            if hook != hook_out:
+                stack.enter_context(hooks.splice(model, hook, found.append, special))
+            stack.enter_context(hooks.splice(model, hook_out, write, special))
+            yield spliced
+
+    def _places(self, hook: str | None, hook_out: str | None) -> tuple[str, str]:
+        """Where x is read and y written."""
+        known = self.about.get("hooks") or {"x": [], "y": []}
+        if len(known["x"]) > 1:
+            raise InputError(
+                f"this SAE is a crosscoder of {len(known['x'])} hook points, which one forward pass cannot read before it writes at them: "
+                "use sae_lightning.transformers.predictions.with_reconstructions"
+            )
+        if hook is None and hook_out is None:
+            if not known["x"]:
+                raise InputError("this SAE does not say where it was trained: name a hook point, sae.splice(model, hook)")
+            return known["x"][0], known["y"][0]
+        if hook is None or (hook_out is None and known["x"] != known["y"]):
+            raise InputError("a transcoder is spliced in between two hook points: name both, sae.splice(model, hook, hook_out), or neither")
+        return hook, hook if hook_out is None else hook_out
 
     def rescaled(
         self, s_in: Float[Tensor, " d_in"], s_out: Float[Tensor, " d_out"], unit: Float[Tensor, ""] | None = None
@@ -105,12 +213,23 @@ class InferenceSAE(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: weight.cpu().contiguous() for name, weight in self.named_buffers()}
-        description = {"format": FORMAT, "d_in": self.W_enc.shape[1], "d_out": self.W_dec.shape[1], "d_sae": self.d_sae,
+        description = {"format": FORMAT, "d_in": self.d_in, "d_out": self.d_out, "d_sae": self.d_sae,
                        "subtract": self.subtract, "k": self.k, "cap": self.cap, "about": self.about | dict(about or {})}  # fmt: skip
         with replacing(folder / "sae.safetensors") as temporary:
             save_file(weights, temporary)
         write_json(folder / "sae.json", description)
         return folder
+
+
+def _form() -> bool | None:
+    """Whether latents are to be sparse. A graph of torch.compile is whole when they are not."""
+    return False if torch.compiler.is_compiling() else None
+
+
+def _read(found: list[Tensor], hook: str, hook_out: str) -> Tensor:
+    if not found:
+        raise InputError(f"the forward pass reaches '{hook_out}' before '{hook}': a transcoder goes the other way")
+    return found.pop()
 
 
 def described(folder: str | Path) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lightning.kernels import dense, ops
 from sae_lightning.kernels.reference import ByLatent, Entries, sum_per_latent
 from sae_lightning.kernels.residual import unexplained
+from sae_lightning.shapes import Bool, Float, Int
 
 
 class Latents(abc.ABC):
@@ -36,10 +36,10 @@ class Latents(abc.ABC):
         """A number per latent, at every stored value."""
 
     @abc.abstractmethod
-    def decode(self, W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "batch d_out"]:
+    def decode(self, W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "*batch d_out"]:
         """Σ_j value_j W_dec[j], row by row."""
 
-    def decode_groups(self, W_dec: Float[Tensor, "d_sae d_out"], ends: Sequence[int]) -> Float[Tensor, "batch groups d_out"]:
+    def decode_groups(self, W_dec: Float[Tensor, "d_sae d_out"], ends: Sequence[int]) -> Float[Tensor, "*batch groups d_out"]:
         """What each group of latents adds to a row: Σ_j value_j W_dec[j] over ends[i − 1] ≤ j < ends[i]; the last end is d_sae.
 
         Entries must stand in the order of their latents within a row, as `above` and `top_k_of_batch` give them.
@@ -52,7 +52,7 @@ class Latents(abc.ABC):
         """In how many rows each latent is active."""
 
     @abc.abstractmethod
-    def l0_per_row(self) -> Int[Tensor, " batch"]:
+    def l0_per_row(self) -> Int[Tensor, "*batch"]:
         """How many latents are active in each row."""
 
     @abc.abstractmethod
@@ -60,7 +60,7 @@ class Latents(abc.ABC):
         """Σ of a latent's values over the rows."""
 
     @abc.abstractmethod
-    def dense(self) -> Float[Tensor, "batch d_sae"]:
+    def dense(self) -> Float[Tensor, "*batch d_sae"]:
         """Every value, stored or not."""
 
     def active(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
@@ -170,6 +170,51 @@ class Subset(Latents):
         return self.values.new_zeros(len(self.values), self.d_sae).index_copy(1, self.latents, self.values)
 
 
+@dataclass(frozen=True, eq=False)
+class Shaped(Latents):
+    """Latents of rows that stand in other than one axis, [*leading, d_sae]: `rows` are the same, one after another.
+
+    `active` numbers them so.
+    """
+
+    rows: Latents
+    leading: tuple[int, ...]
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        return self.rows.values
+
+    def with_values(self, values: Tensor) -> Self:
+        return replace(self, rows=self.rows.with_values(values))
+
+    def at(self, per_latent: Tensor) -> Tensor:
+        return self.rows.at(per_latent)
+
+    def decode(self, W_dec: Tensor) -> Tensor:
+        return self._shaped(self.rows.decode(W_dec))
+
+    def decode_groups(self, W_dec: Tensor, ends: Sequence[int]) -> Tensor:
+        return self._shaped(self.rows.decode_groups(W_dec, ends))
+
+    def fires(self) -> Tensor:
+        return self.rows.fires()
+
+    def l0_per_row(self) -> Tensor:
+        return self._shaped(self.rows.l0_per_row())
+
+    def sum_per_latent(self) -> Tensor:
+        return self.rows.sum_per_latent()
+
+    def dense(self) -> Tensor:
+        return self._shaped(self.rows.dense())
+
+    def active(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.rows.active()
+
+    def _shaped(self, per_row: Tensor) -> Tensor:
+        return per_row.view((*self.leading, *per_row.shape[1:]))
+
+
 def _groups(ends: Sequence[int], latents: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Which group each latent is in."""
     return torch.searchsorted(torch.tensor(ends, device=latents.device, dtype=latents.dtype), latents, right=True)
@@ -195,7 +240,7 @@ class PreActivations:
     @classmethod
     def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, sparse: bool | None = None, b_dec: Tensor | None = None) -> Self:
         with torch.no_grad():
-            centred = x if b_dec is None else ops.centred(x, b_dec)
+            centred = x.detach() if b_dec is None else ops.centred(x, b_dec)
             inputs = centred, W_enc, b_enc
             if torch.is_autocast_enabled(x.device.type):
                 inputs = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in inputs]

@@ -114,3 +114,62 @@ def test_a_damaged_export_is_refused_in_one_line(damage, says: str, tmp_path: Pa
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         load_sae(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("leading", [(), (0,), (2, 0), (2, 5), (2, 3, 4)])
+def test_rows_may_stand_in_any_number_of_axes(kind: str, leading: tuple[int, ...]) -> None:
+    sae, x = any_sae(**KINDS[kind]), torch.randn(*leading, D)
+    rows = x.reshape(-1, D)
+    latents, flat = sae.encode(x), sae.encode(rows)
+    assert_close(sae(x), sae(rows).view(*leading, D))
+    assert_close(latents.dense(), flat.dense().view(*leading, F))
+    assert_close(latents.l0_per_row(), flat.l0_per_row().view(leading))
+    assert_close(latents.fires(), flat.fires())
+    assert_close(latents.active(), flat.active())
+    assert_close(sae.decode(latents), sae.decode(flat).view(*leading, D))
+    assert_close(sae.decode(latents.dense()), sae.decode(flat).view(*leading, D), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_another_width_are_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match="rows have width 5, and this SAE reads rows of width 4"):
+        any_sae()(torch.randn(2, 3, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_that_are_fixed_have_their_value_in_every_row(kind: str) -> None:
+    sae, x = any_sae(**KINDS[kind]), torch.randn(3, 5, D)
+    f = sae.encode(x)
+    by_hand = f.dense().clone()
+    by_hand[..., 2], by_hand[..., 7] = 0.0, 1.5
+    expected = sae.decode(by_hand) + (sae(x) - sae.decode(f))  # and what W_skip adds
+    assert_close(sae.reconstruct(x, f, sae.fix({2: 0.0, 7: 1.5})), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="there is no latent 12: this SAE has 12, choose among 0 to 11"):
+        sae.fix({3: 1.0, F: 1.0})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_float32_to_its_rounding_and_rows_keep_their_type(kind: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    sae, low, x = any_sae(**KINDS[kind]), any_sae(**KINDS[kind]).to(torch.bfloat16), torch.randn(400, D, generator=g)
+    for weights in (sae, low):
+        for given in (torch.bfloat16, torch.float32, torch.float64):
+            assert weights(x.to(given)).dtype == given
+            assert weights.encode(x.to(given)).dense().dtype == weights.W_enc.dtype
+    exact, rounded = sae.encode(x).dense(), low.encode(x).dense().float()
+    # h is a sum of terms up to about 10, each to 2⁻⁸; what differs by more has crossed a threshold
+    near = (exact - rounded).abs() <= 0.15
+    assert near.float().mean() > 0.98
+    assert ((exact[~near] == 0) | (rounded[~near] == 0)).all()
+    whole = near.all(1)
+    assert whole.sum() > 300
+    assert_close(low(x)[whole], sae(x)[whole], rtol=0.02, atol=0.2)
+
+
+def test_a_float32_sae_computes_bfloat16_rows_in_float32_and_a_float64_one_in_float64() -> None:
+    sae, x = any_sae(), torch.randn(50, D)
+    assert_close(sae(x.bfloat16()), sae(x.bfloat16().float()).bfloat16(), rtol=0, atol=0)
+    double = any_sae().double()
+    h = (x.double() - double.b_dec) @ double.W_enc.T + double.b_enc
+    expected = (h * (h > double.get_buffer("threshold"))) @ double.W_dec + double.b_dec
+    assert_close(double(x.double()), expected, rtol=1e-12, atol=1e-12)

@@ -74,14 +74,8 @@ class AblateLatents(InTransformer):
 
 def without(sae: InferenceSAE, latents: Sequence[int]) -> Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]]:
     """The reconstruction of rows in which these latents are 0."""
-    kept = torch.ones_like(sae.b_enc)
-    kept[list(latents)] = 0
-
-    def reconstruct(x: Tensor) -> Tensor:
-        f = sae.encode(x)
-        return sae.reconstruct(x, f.with_values(f.values * f.at(kept)))
-
-    return reconstruct
+    fixed = sae.fix(dict.fromkeys(latents, 0.0))
+    return lambda x: sae.reconstruct(x, sae.encode(x), fixed)
 
 
 def _check_set(name: object, latents: Any) -> None:

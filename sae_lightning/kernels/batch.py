@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lightning import ranks
+from sae_lightning.shapes import Float, Int
 
 BLOCKS = 64
 """A sample holds one part in so many of every row, of each row another part."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lightning.kernels import memory
+from sae_lightning.shapes import Bool, Float, Int
 
 
 class Entries(NamedTuple):

@@ -2,21 +2,25 @@
 
 A hook point is a module path, which means the module's output ("model.layers.1"), or a module path and ":in", which means its
 first input ("model.layers.1.mlp:in"). Where a module returns or takes several things, the first one is meant.
+What torch.compile has made of a module is looked through, and runs as plain PyTorch while anything is read or written.
 """
 
 import contextlib
+import copy
 import difflib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sae_lightning.errors import InputError
+from sae_lightning.shapes import Bool, Float, Int
 
 INPUT = ":in"
+COMPILED = "_orig_mod"
+"""What torch.compile(module) calls the module."""
 
 
 class _DeepestReached(Exception):
@@ -52,7 +56,7 @@ def read_inputs(
 
     with contextlib.ExitStack() as stack, torch.no_grad():
         for hook, module in modules.items():
-            stack.enter_context(_removed_after(_attach(module, hook, lambda activation, hook=hook: keep(hook, activation))))
+            stack.enter_context(_attached(module, hook, lambda activation, hook=hook: keep(hook, activation)))
         with contextlib.suppress(_DeepestReached):
             model(**inputs)
     for hook in hooks:
@@ -65,25 +69,29 @@ def read_inputs(
 def splice(
     model: nn.Module,
     hook: str,
-    function: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]],
-    special: Bool[Tensor, "batch context"] | None = None,
+    function: Callable[[Float[Tensor, "*rows d"]], Float[Tensor, "*rows d"] | None],
+    special: Bool[Tensor, "*positions"] | None = None,
 ) -> Iterator[None]:
     """While open, every forward pass of `model` goes on with function(rows) in place of the activation at the hook point.
 
-    `function` gets the rows in float32, at all positions but those where `special` is true: these stay as they are. The forward
-    passes inside must have the batch and context of `special`. Gradients flow through `function`. Where `special` lies on the CPU,
-    nothing waits for another device. Errors: InputError for a hook point that does not exist.
+    `function` gets the rows as they stand there, [batch, context, d] in a transformer, in float32 (float64 where that is what they
+    are). `special`, of the shape of the activation without its last axis: positions that stay as they are; `function` gets the other
+    rows only, [n, d], and the forward passes inside must have that shape. Where `special` lies on the CPU, nothing waits for another
+    device. A function that returns None changes nothing. Gradients flow through it. Errors: InputError for a hook point that does not
+    exist.
     """
 
-    def replace(activation: Tensor) -> Tensor:
+    def replace(activation: Tensor) -> Tensor | None:
+        exact = torch.promote_types(activation.dtype, torch.float32)
         if special is None:
-            rows = activation.reshape(-1, activation.shape[-1])
-            return function(rows.float()).to(activation.dtype).view_as(activation)
-        rows = activation.flatten(0, 1)
+            replaced = function(activation.to(exact))
+            return None if replaced is None else replaced.to(activation.dtype)
+        rows = activation.flatten(0, -2)
         kept = (~special).flatten().nonzero()[:, 0].to(rows.device, non_blocking=True)
-        return rows.index_copy(0, kept, function(rows[kept].float()).to(rows.dtype)).view_as(activation)
+        replaced = function(rows[kept].to(exact))
+        return None if replaced is None else rows.index_copy(0, kept, replaced.to(rows.dtype)).view_as(activation)
 
-    with _removed_after(_attach(module_at(model, hook), hook, replace)):
+    with _attached(module_at(model, hook), hook, replace):
         yield
 
 
@@ -96,7 +104,9 @@ def unembedding(model: nn.Module) -> nn.Linear | None:
 def module_at(model: nn.Module, hook: str) -> nn.Module:
     """The module of a hook point. Errors: InputError with the nearest module paths."""
     path = hook.removesuffix(INPUT)
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        modules.setdefault(".".join(part for part in name.split(".") if part != COMPILED), module)
     if path and path in modules:
         return modules[path]
     nearest = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
@@ -104,34 +114,51 @@ def module_at(model: nn.Module, hook: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _removed_after(handle: RemovableHandle) -> Iterator[None]:
+def _attached(module: nn.Module, hook: str, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """While open, calls `function` with the activation whenever the module runs; a tensor that it returns takes the activation's place."""
+
+    def on_output(_: nn.Module, __: Any, output: Any) -> Any:
+        replaced = function(_first(output))
+        return None if replaced is None else _with_first(output, replaced)
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        replaced = function(_first(args or kwargs))
+        if replaced is None:
+            return None
+        return (_with_first(args, replaced), kwargs) if args else (args, _with_first(kwargs, replaced))
+
+    is_input = hook.endswith(INPUT)
+    handle = module.register_forward_pre_hook(on_input, with_kwargs=True) if is_input else module.register_forward_hook(on_output)
     try:
-        yield
+        with _uncompiled():
+            yield
     finally:
         handle.remove()
 
 
-def _attach(module: nn.Module, hook: str, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Calls `function` with the activation whenever the module runs; a tensor that it returns takes the activation's place."""
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """What is compiled already does not know of hooks that come later. (Where nothing is, asking torch.compile would take seconds.)"""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
-    def on_output(_: nn.Module, __: Any, output: Any) -> Any:
-        activation = output if isinstance(output, Tensor) else output[0]
-        replaced = function(activation)
-        if replaced is None:
-            return None
-        return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
 
-    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if args:
-            replaced = function(args[0])
-            return None if replaced is None else ((replaced, *args[1:]), kwargs)
-        first = next(iter(kwargs))
-        replaced = function(kwargs[first])
-        return None if replaced is None else (args, kwargs | {first: replaced})
+def _first(several: Any) -> Any:
+    """What a module returns or takes, or the first of it."""
+    if isinstance(several, Tensor):
+        return several
+    return next(iter(several.values() if isinstance(several, Mapping) else several))
 
-    if hook.endswith(INPUT):
-        return module.register_forward_pre_hook(on_input, with_kwargs=True)
-    return module.register_forward_hook(on_output)
+
+def _with_first(several: Any, value: Tensor) -> Any:
+    """The same with `value` in its place."""
+    if isinstance(several, Tensor):
+        return value
+    if isinstance(several, Mapping):
+        changed: Any = copy.copy(several)
+        changed[next(iter(several))] = value
+        return changed
+    if hasattr(several, "_replace"):  # a named tuple
+        return several._replace(**{several._fields[0]: value})
+    return type(several)([value, *several[1:]])
 
 
 def _checked(hook: str, activation: Any, shape: Sequence[int]) -> Tensor:
