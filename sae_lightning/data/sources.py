@@ -1,5 +1,6 @@
 """What the configurations of data sources name: rows harvested from what reads a text or images, and rows of a store that is there."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +62,7 @@ def harvested(
         raise InputError(f"data.max_tokens={max_tokens} is less than one batch of data.batch_size={batch_size} rows: raise it")
     if not isinstance(transformer, Transformer):
         raise InputError(f"'{transformer.name}' reads images, and this is a text: set data/transformer to a language model, or data=images")
+    hook, hook_out, hooks = _located(transformer, hook, hook_out, hooks)
     hooks, trained = _harvested_and_trained(transformer, views, hooks, hook, hook_out)
     harvest = Harvest(
         transformer,
@@ -131,6 +133,7 @@ def of_images(
     """
     if not isinstance(transformer, VisionEncoder):
         raise InputError(f"'{transformer.name}' reads text, and these are images: set data/transformer to dinov2_small or hf_vision")
+    hook, hook_out, hooks = _located(transformer, hook, hook_out, hooks)
     hooks, trained = _harvested_and_trained(transformer, views, hooks, hook, hook_out)
     harvest = ImageHarvest(
         transformer, images, hooks, max_images, class_token, dtype, on_nonfinite, exclude_norm_above, shard_rows, forward_batch_size,
@@ -198,6 +201,8 @@ def cached(
     trained: list[str] = []
     for i, one in enumerate(given):
         source, at_once = _source(one, stores, cache_bytes // len(given), shards_at_once)
+        if transformer is not None and not made:
+            hook, hook_out, hooks = _located(transformer, hook, hook_out, hooks, source.widths())
         if not made:  # what is named is looked for in the store later
             held = list(source.widths()) if hook is None and hook_out is None else None
             trained = chosen(views, hooks or held, hook, hook_out)
@@ -224,6 +229,16 @@ def cached(
     source = made[0] if len(made) == 1 else MixedDataModule(made, weights)
     source.kept_in = Path(stores) / KEPT
     return source
+
+
+def _located(
+    transformer: Network, hook: str | None, hook_out: str | None, hooks: list[str] | None, held: Container[str] = ()
+) -> tuple[str | None, str | None, list[str] | None]:
+    """The same with module paths in place of names of TransformerLens, but for names that a store has (`held`)."""
+    named = [name for name in (hook, hook_out, *(hooks or [])) if name is not None and name not in held]
+    path = dict(zip(named, transformer.paths(named), strict=True))
+    first, second = (None if name is None else path.get(name, name) for name in (hook, hook_out))
+    return first, second, None if hooks is None else [path.get(name, name) for name in hooks]
 
 
 KEPT = "evaluations"

@@ -14,7 +14,7 @@ from sae_lightning.errors import InputError
 from sae_lightning.evaluation.positions import EVERY
 from sae_lightning.evaluation.steps import steps
 from sae_lightning.inference import InferenceSAE
-from sae_lightning.transformers.hooks import unembedding
+from sae_lightning.transformers.hooks import forward, unembedding
 
 TOP, QUARTILES, PER_QUARTILE = 10, 4, 2
 """Contexts of a latent: where it is most active, and some from each quarter of its activations (by rank)."""
@@ -212,7 +212,7 @@ def _gain(model: nn.Module, head: nn.Linear) -> Float[Tensor, " d"]:
     handles = [norm.register_forward_hook(lambda module, _, output: outputs.append((module, output))) for norm in norms]
     handles.append(head.register_forward_pre_hook(lambda _, args: read.append(args[0])))
     try:
-        model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device), use_cache=False)
+        forward(model, torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,7 +10,8 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from sae_lightning.errors import InputError
-from sae_lightning.transformers.hooks import INPUT, called_with, read_inputs
+from sae_lightning.transformers.hook_names import is_name
+from sae_lightning.transformers.hooks import INPUT, called_with, place, read_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -53,7 +54,18 @@ class Network(abc.ABC):
         """Its default hook points. Errors: InputError, as `config`, where they have to be looked up."""
         if self._hooks is None:
             self._hooks = self._layers(self.skeleton(), [1 / 2])
+        self._hooks = self.paths(self._hooks)
         return self._hooks
+
+    def paths(self, hooks: Sequence[str]) -> list[str]:
+        """The hook points by their module paths: names of TransformerLens are looked up in its modules.
+
+        Errors: InputError for a name that means none of them (with the nearest names), and as `config`.
+        """
+        if not any(is_name(hook) for hook in hooks):
+            return list(hooks)
+        skeleton = self.skeleton()
+        return [place(skeleton, hook).path if is_name(hook) else hook for hook in hooks]
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -68,8 +80,8 @@ class Network(abc.ABC):
         """Of some sequences of a text, or of some images."""
 
     @abc.abstractmethod
-    def shapes_of_inputs(self) -> Inputs:
-        """Of a small batch, on the meta device. Errors: InputError, as `config`."""
+    def shapes_of_inputs(self, device: torch.device) -> Inputs:
+        """Of a small batch, of zeros. Errors: InputError, as `config`."""
 
     @staticmethod
     @abc.abstractmethod
@@ -96,8 +108,10 @@ class Network(abc.ABC):
 
         Errors: InputError for a hook point that the transformer does not have (with the nearest module paths), and as `config`.
         """
-        model, inputs = self.skeleton(), self.shapes_of_inputs()
-        with torch.device("meta"):
+        model = self.skeleton()
+        device = next(model.parameters()).device
+        inputs = self.shapes_of_inputs(device)
+        with device:
             activations = read_inputs(model, hooks, inputs.ids.shape, inputs.named)
         return {hook: activation.shape[-1] for hook, activation in activations.items()}
 
@@ -141,8 +155,8 @@ class Transformer(Network):
         ids = torch.tensor(sequences, dtype=torch.int64)
         return Inputs(ids, called_with(ids))
 
-    def shapes_of_inputs(self) -> Inputs:
-        ids = torch.zeros(2, 3, dtype=torch.int64, device="meta")
+    def shapes_of_inputs(self, device: torch.device) -> Inputs:
+        ids = torch.zeros(2, 3, dtype=torch.int64, device=device)
         return Inputs(ids, called_with(ids))
 
     def special_ids(self) -> set[int]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sae_lightning.data.batch import Hooks
 from sae_lightning.errors import InputError
+from sae_lightning.transformers.hooks import forward
 from sae_lightning.transformers.predictions import going_on_with, observing
 
 
@@ -31,7 +32,7 @@ class Reader:
     @torch.no_grad()
     def __call__(self, ids: Int[Tensor, "1 n"]) -> Float[Tensor, " vocabulary"]:
         """Logits of the token after the next n. Errors: InputError for a transformer that keeps no keys and values."""
-        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        out = forward(self.model, ids, past_key_values=self.cache, use_cache=True)
         self.cache = getattr(out, "past_key_values", None)
         if self.cache is None:
             raise InputError(f"{type(self.model).__name__} keeps no keys and values, and cannot write text here: leave generate_text out")

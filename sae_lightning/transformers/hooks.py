@@ -1,22 +1,25 @@
 """Reading activations out of a transformer and writing them back in.
 
 A hook point is a module path, which means the module's output ("model.layers.1"), or a module path and ":in", which means its
-first input ("model.layers.1.mlp:in"). Where a module returns or takes several things, the first one is meant.
+first input ("model.layers.1.mlp:in"). Where a module returns or takes several things, the first one is meant. The names that
+TransformerLens gives them ("blocks.1.hook_mlp_out") will do, in its own models and in those of Hugging Face (hook_names.py).
 What torch.compile has made of a module is looked through, and runs as plain PyTorch while anything is read or written.
 """
 
 import contextlib
 import copy
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sae_lightning.errors import InputError
 from sae_lightning.shapes import Bool, Float, Int
+from sae_lightning.transformers.hook_names import is_name, to_path
 
 INPUT = ":in"
 COMPILED = "_orig_mod"
@@ -46,19 +49,19 @@ def read_inputs(
     model: nn.Module, hooks: Sequence[str], shape: Sequence[int], inputs: Mapping[str, Any]
 ) -> dict[str, Float[Tensor, "batch context d"]]:
     """The same of a model that is called with `inputs`, which have rows for `shape` = [batch, context]. Errors: as `read`."""
-    modules = {hook: module_at(model, hook) for hook in hooks}
+    places = {hook: place(model, hook) for hook in hooks}
     found: dict[str, Tensor] = {}
 
     def keep(hook: str, activation: Tensor) -> None:
         found.setdefault(hook, _checked(hook, activation, shape).detach())
-        if len(found) == len(modules):
+        if len(found) == len(places):
             raise _DeepestReached
 
     with contextlib.ExitStack() as stack, torch.no_grad():
-        for hook, module in modules.items():
-            stack.enter_context(_attached(module, hook, lambda activation, hook=hook: keep(hook, activation)))
+        for hook, where in places.items():
+            stack.enter_context(_attached(where, lambda activation, hook=hook: keep(hook, activation)))
         with contextlib.suppress(_DeepestReached):
-            model(**inputs)
+            _called(model, inputs)
     for hook in hooks:
         if hook not in found:
             raise InputError(f"the transformer's forward pass never reaches hook point '{hook}': choose another one")
@@ -91,7 +94,7 @@ def splice(
         replaced = function(rows[kept].to(exact))
         return None if replaced is None else rows.index_copy(0, kept, replaced.to(rows.dtype)).view_as(activation)
 
-    with _attached(module_at(model, hook), hook, replace):
+    with _attached(place(model, hook), replace):
         yield
 
 
@@ -101,20 +104,45 @@ def unembedding(model: nn.Module) -> nn.Linear | None:
     return found if isinstance(found, nn.Linear) else None
 
 
-def module_at(model: nn.Module, hook: str) -> nn.Module:
-    """The module of a hook point. Errors: InputError with the nearest module paths."""
-    path = hook.removesuffix(INPUT)
+def forward(model: nn.Module, input_ids: Int[Tensor, "batch context"], **options: Any) -> Any:
+    """model(input_ids=…, **options) of Hugging Face's; model(ids) of TransformerLens's, which call it `input` and have no such options."""
+    return _called(model, {"input_ids": input_ids, **options})
+
+
+def _called(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    is_lens = "input_ids" in inputs and "input" in inspect.signature(model.forward).parameters
+    return model(inputs["input_ids"]) if is_lens else model(**inputs)
+
+
+def logits(model: nn.Module, input_ids: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context vocabulary"]:
+    """What it predicts after each token."""
+    output = forward(model, input_ids, use_cache=False)
+    return output if isinstance(output, Tensor) else output.logits
+
+
+class Place(NamedTuple):
+    """A hook point in a model. `path` is its module path, with ":in" where it is an input."""
+
+    path: str
+    module: nn.Module
+
+
+def place(model: nn.Module, hook: str) -> Place:
+    """Where a hook point is. Errors: InputError with the nearest module paths, and as `hook_names.to_path`."""
     modules: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         modules.setdefault(".".join(part for part in name.split(".") if part != COMPILED), module)
-    if path and path in modules:
-        return modules[path]
-    nearest = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
+    modules |= getattr(model, "hook_dict", {})  # other names of TransformerLens for the same modules
+    path = to_path(hook, modules) if is_name(hook) and hook not in modules else hook
+    at = path.removesuffix(INPUT)
+    if at and at in modules:
+        return Place(path, modules[at])
+    nearest = difflib.get_close_matches(at, modules, n=3, cutoff=0.0)
     raise InputError(f"hook point '{hook}' is not in this transformer: the nearest modules are {', '.join(nearest)}")
 
 
 @contextlib.contextmanager
-def _attached(module: nn.Module, hook: str, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def _attached(where: Place, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """While open, calls `function` with the activation whenever the module runs; a tensor that it returns takes the activation's place."""
 
     def on_output(_: nn.Module, __: Any, output: Any) -> Any:
@@ -127,7 +155,8 @@ def _attached(module: nn.Module, hook: str, function: Callable[[Tensor], Tensor 
             return None
         return (_with_first(args, replaced), kwargs) if args else (args, _with_first(kwargs, replaced))
 
-    is_input = hook.endswith(INPUT)
+    path, module = where
+    is_input = path.endswith(INPUT)
     handle = module.register_forward_pre_hook(on_input, with_kwargs=True) if is_input else module.register_forward_hook(on_output)
     try:
         with _uncompiled():

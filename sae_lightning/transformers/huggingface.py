@@ -79,11 +79,15 @@ class FromHub(Network):
 
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
         """Errors: InputError also where the file lacks weights that the model needs: they would be random numbers."""
-        key = (self.path, self.revision, self.dtype, self.random_weights, str(device))
+        key = (*self._wanted(), str(device))
         model = _LOADED.get(key)
         if model is None:
             model = _LOADED[key] = self._load().to(device)
         return model
+
+    def _wanted(self) -> tuple[Any, ...]:
+        """What `_load` depends on."""
+        return self.path, self.revision, self.dtype, self.random_weights
 
     def _load(self) -> nn.Module:
         if self.random_weights is not None:

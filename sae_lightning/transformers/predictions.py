@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_lightning.transformers.hooks import splice
+from sae_lightning.transformers.hooks import logits, splice
 
 
 def counted(special: Bool[Tensor, "batch context"]) -> Int[Tensor, " n"]:
@@ -24,8 +24,8 @@ def predictions(
     model: nn.Module, input_ids: Int[Tensor, "batch context"], special: Bool[Tensor, "batch context"]
 ) -> Float[Tensor, "n vocabulary"]:
     """Logits at the `counted` positions."""
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return logits.flatten(0, 1)[counted(special).to(logits.device, non_blocking=True)]
+    predicted = logits(model, input_ids)
+    return predicted.flatten(0, 1)[counted(special).to(predicted.device, non_blocking=True)]
 
 
 def observed(

@@ -97,8 +97,9 @@ class VisionEncoder(Network):
         ids = torch.arange(self.grid.positions).expand(len(sequences), -1)
         return Inputs(ids, {"pixel_values": self.pixels(sequences).to(DTYPES[self.dtype])})
 
-    def shapes_of_inputs(self) -> Inputs:
-        return Inputs(torch.zeros(2, self.grid.positions, dtype=torch.int64, device="meta"), {"pixel_values": self._no_pixels()})
+    def shapes_of_inputs(self, device: torch.device) -> Inputs:
+        ids = torch.zeros(2, self.grid.positions, dtype=torch.int64, device=device)
+        return Inputs(ids, {"pixel_values": torch.zeros_like(self._no_pixels(), device=device)})
 
     def as_seen(self, images: Sequence["Image"]) -> list["Image"]:
         """What the encoder sees of RGB images: resized and cut."""
