@@ -44,6 +44,14 @@ class Apart(Transformer):
     def max_context(self) -> int | None:
         return self.described.max_context()
 
+    def skeleton(self) -> nn.Module:
+        return self.described.skeleton()
+
+    def trained(self) -> Transformer:
+        """The one that is loaded, where it is the one that writes."""
+        trained = self.described.trained()
+        return self if trained.identity() == self.described.identity() else trained
+
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
         """On the device where it is, whichever is asked for."""
         return self.model

@@ -15,10 +15,10 @@ RESIDUAL = ".hook_resid_post"
 class TransformerLens(HuggingFace):
     """The model in TransformerLens's TransformerBridge: hook points are its names, all of them ("blocks.8.hook_resid_mid").
 
-    `processed`: with layer norms folded into the weights that follow them, and what writes to the residual stream centred, as
-    HookedTransformer.from_pretrained does it and as many published SAEs have it; predictions are the same up to a constant, activations
-    are not. Otherwise they are those of the Hugging Face model, for which HuggingFace does with less. The rest: `HuggingFace`. A text
-    that the transformer writes itself is written by that model. Errors: InputError where TransformerLens is not installed.
+    `processed`: with the weights of norms folded into what follows them and, where norms centre, with what writes to the residual stream
+    centred, as HookedTransformer.from_pretrained does it and as many published SAEs of GPT-2 have it: predicted probabilities are the
+    same, activations are not. Otherwise both are those of the Hugging Face model. The rest: `HuggingFace`. A text that the transformer
+    writes itself is written by the Hugging Face model. Errors: InputError where TransformerLens is not installed.
     """
 
     def __init__(self, name: str, hooks: list[str] | None = None, revision: str | None = None, dtype: str = "float32",

@@ -352,3 +352,17 @@ def test_a_text_that_cannot_be_is_one_line(settings, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         live(source(**settings)).setup()
     assert "\n" not in str(error.value)
+
+
+def test_what_is_read_apart_is_written_by_the_trained_transformer(tmp_path: Path) -> None:
+    from sae_lightning.data.reading import Apart
+    from sae_lightning.transformers.huggingface import HuggingFace
+    from tests.transformers.tiny_gpt2 import save_tiny_gpt2
+
+    save_tiny_gpt2(tmp_path)
+    cpu, plain = torch.device("cpu"), HuggingFace(str(tmp_path))
+    drawn = Apart(HuggingFace(str(tmp_path), random_weights=7), cpu)
+    assert_close(drawn.trained().load().state_dict(), plain.load().state_dict(), rtol=0, atol=0)
+    assert not torch.equal(drawn.load().state_dict()["lm_head.weight"], plain.load().state_dict()["lm_head.weight"])
+    same = Apart(plain, cpu)
+    assert same.trained() is same
