@@ -267,7 +267,12 @@ def read(folder: str | Path) -> InferenceSAE:
 def _check_shapes(folder: Path, description: dict[str, Any], weights: dict[str, Tensor]) -> None:
     if missing := WEIGHTS - set(weights):
         raise InputError(f"{folder}/sae.safetensors holds no {', '.join(sorted(missing))}: export the run's SAE again")
-    if description.get("k") is None and "threshold" not in weights:
+    k = description.get("k")
+    if k is not None and not (type(k) is int and 1 <= k <= len(weights["b_enc"])):
+        raise InputError(
+            f"{folder}/sae.json says k {str(k)[:40]}, and there are {len(weights['b_enc'])} latents: export the run's SAE again"
+        )
+    if k is None and "threshold" not in weights:
         raise InputError(f"{folder} has neither k nor a threshold: export the run's SAE again")
     d_in, d_out, d_sae = (description.get(key) for key in ("d_in", "d_out", "d_sae"))
     wanted = {

@@ -1,5 +1,6 @@
 """From a path to something that encodes."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -31,9 +32,7 @@ def exported(path: str | Path) -> Path:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        from sae_lightning.formats import hub
-
-        if (fetched := hub.fetch(str(path))) is not None:
+        if (fetched := _fetched(str(path))) is not None:
             return exported(fetched)
         raise InputError(f"{folder} is not a folder: name a run's folder or the folder `sae` in it")
     for found in (folder, folder / "sae"):
@@ -45,3 +44,25 @@ def exported(path: str | Path) -> Path:
         where = formats.below(folder) or ": name a run that has ended, a folder with sae.json, or an SAE of another library"
         raise InputError(f"{folder} holds no exported SAE{where}")
     return folder
+
+
+def _fetched(name: str) -> Path | None:
+    """The folder of owner/name or owner/name/folder in the hub's cache, fetched first; None for what cannot be such a name.
+
+    Only what SAEs are made of is fetched. Errors: InputError where the hub has no such thing, or cannot be asked.
+    """
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?", name)
+    if found is None or name.startswith(".") or ".." in name:
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    from sae_lightning.transformers.hub import first_line, reachable
+
+    inner = (found[2] or "").strip("/")
+    wanted = [f"{inner}/{end}" if inner else end for end in ("*.json", "*.safetensors", "*.npz", "*.pt")]
+    try:
+        return Path(snapshot_download(found[1], allow_patterns=wanted, local_files_only=not reachable())) / inner
+    except Exception as error:  # of the hub's client, and of what it is built on
+        raise InputError(f"{name} is no folder here, and the hub gives nothing of that name: {first_line(error)}") from error

@@ -96,6 +96,8 @@ def _cut(folder: Path) -> None:
         (lambda folder: (folder / "sae.json").write_text("{"), "sae.json cannot be read"),
         (_described(format="sae_lightning/99"), "of format 'sae_lightning/99'"),
         (_described(d_sae=13), "has shape"),
+        (_described(k=2**40), "says k 1099511627776, and there are"),
+        (_described(k=True), "says k True"),
         (_transposed, "W_enc has shape"),
         (_without("W_dec"), "holds no W_dec"),
         (_without("threshold"), "neither k nor a threshold"),

@@ -118,7 +118,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path):
         path
         for top in ("sae_lightning", "hydra_plugins")
         for path in (sources / top).rglob("*")
-        if path.suffix in (".py", ".csv", ".html", ".css", ".js")
+        if path.suffix in (".py", ".csv", ".html", ".css", ".js", ".md")
     ]
     expected = {path.relative_to(sources).as_posix() for path in parts}
     assert held == expected

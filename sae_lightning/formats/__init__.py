@@ -5,12 +5,12 @@ import pkgutil
 from functools import cache
 from pathlib import Path
 
-from jaxtyping import Float
 from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.formats.base import Format
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.shapes import Float
 
 
 @cache

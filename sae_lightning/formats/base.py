@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae_lightning.errors import InputError
 from sae_lightning.formats.files import FLOATS
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.shapes import Float
 
 
 class Format(abc.ABC):

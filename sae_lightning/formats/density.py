@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -10,6 +9,7 @@ from sae_lightning.files import replacing
 from sae_lightning.formats import recognised
 from sae_lightning.formats.files import read_safetensors
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.shapes import Float
 
 DENSITY = "density.safetensors"
 

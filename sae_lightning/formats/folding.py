@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
 from torch import Tensor
 
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.shapes import Float
 
 Weights = dict[str, Tensor]
 

@@ -1,11 +1,11 @@
-"""SAEs on the Hugging Face hub: what `push` writes there, and `fetch` reads."""
+"""SAEs on the Hugging Face hub: what `push` writes there. `load_sae` reads it."""
 
 import contextlib
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,36 +61,12 @@ def push(sae: str | Path, repository: str, others: Sequence[str] | None = None, 
             )
         if get_token() is None:
             raise InputError("the hub wants to know who you are: run `hf auth login`, or set HF_TOKEN")
-        with _one_line(f"the hub refuses {repository}"):
+        try:
             api = HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=Path(temporary) / "sae", commit_message="Add an SAE").commit_url)
-
-
-def fetch(name: str) -> Path | None:
-    """The folder of owner/name or owner/name/folder in the hub's cache, fetched first; None for what cannot be such a name.
-
-    Only what SAEs are made of is fetched. Errors: InputError where the hub has no such thing, or cannot be asked.
-    """
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?", name)
-    if found is None or name.startswith(".") or ".." in name:
-        return None
-    with contextlib.suppress(ImportError):
-        from huggingface_hub import snapshot_download
-
-        repository, inner = found[1], (found[2] or "").strip("/")
-        wanted = [f"{inner}/{end}" if inner else end for end in ("*.json", "*.safetensors", "*.npz", "*.pt")]
-        with _one_line(f"{name} is no folder here, and the hub gives nothing of that name"):
-            return Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=not reachable())) / inner
-    return None
-
-
-@contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of the hub's client, and of what it is built on
-        raise InputError(f"{what}: {first_line(error)}") from error
+        except Exception as error:  # of the hub's client, and of what it is built on
+            raise InputError(f"the hub refuses {repository}: {first_line(error)}") from error
 
 
 def _scores_of(place: Path, sae: InferenceSAE) -> dict[str, Any]:

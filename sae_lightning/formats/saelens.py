@@ -4,7 +4,6 @@ W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_enc, b_dec; threshold (old: log_thr
 place of b_enc; W_skip [d_out, d_in]. Folders of versions before 6 have all of cfg.json on one level.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from sae_lightning.formats.base import (
 from sae_lightning.formats.files import read_json, read_safetensors
 from sae_lightning.formats.folding import Weights, one_gate, subtracting, weights_of, with_unit_decoder
 from sae_lightning.inference import InferenceSAE
+from sae_lightning.transformers.hook_names import to_name
 
 CONFIG, WEIGHTS, SPARSITY, SCALER = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 LAYOUT = "6.54.12"
@@ -188,14 +188,8 @@ def _metadata(sae: InferenceSAE) -> dict[str, Any]:
     for side, suffix in (("x", ""), ("y", "_out")):
         hook = next(iter(hooks.get(side) or []), None)
         if hook is not None and (side == "x" or is_transcoder(sae)):
-            known |= {f"hook_name{suffix}": transformer_lens_name(hook) or hook, f"hf_hook_name{suffix}": hook}
+            known |= {f"hook_name{suffix}": to_name(hook) or hook, f"hf_hook_name{suffix}": hook}
     return known | {"sae_lightning": {key: value for key, value in sae.about.items() if key != "imported"}}
-
-
-def transformer_lens_name(hook: str) -> str | None:
-    """TransformerLens's name of the residual stream after, or before, a layer; None for other modules."""
-    found = re.fullmatch(r"(?:model|transformer|gpt_neox)\.(?:layers|h)\.(\d+)(:in)?", hook)
-    return None if found is None else f"blocks.{found[1]}.hook_resid_{'pre' if found[2] else 'post'}"
 
 
 def _about(folder: Path, kind: str, metadata: Mapping[str, Any], is_pair: bool) -> dict[str, Any]:

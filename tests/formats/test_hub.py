@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.run import digest
 from sae_lightning.evaluation.scores import SCHEMA
-from sae_lightning.formats.hub import assemble, fetch
+from sae_lightning.formats.hub import assemble
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import load_sae
 from tests.transformers.loopback_hub import LoopbackHub
@@ -101,7 +101,8 @@ def test_no_repository(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x", "./a/b", "../a/b", "a/../b", "/a/b", "~/a/b"])
 def test_a_path_is_not_looked_for_on_the_hub(name: str) -> None:
-    assert fetch(name) is None
+    with pytest.raises(InputError, match="is not a folder"):
+        load_sae(name)
 
 
 # The endpoint is read when the client is imported, hence other processes.

@@ -53,10 +53,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     assert_close(float(kl[:, :-1].mean()), own["kl"], rtol=1e-4, atol=1e-5)
     Dataset.from_dict({"tokens": ids.tolist()}).save_to_disk(folder / "tokens")
     write(sae, folder / "sae", "saelens")
-    job = {"transformer": str(run.data.transformer.folder.resolve()), "ignore": [], "out": str(folder / "out.json")}
+    job = {
+        "transformer": str(run.data.transformer.folder.resolve()),
+        "ignore": [],
+        "ours": str(folder / "run"),
+        "out": str(folder / "out.json"),
+    }
     job |= {name: str(folder / name) for name in ("sae", "tokens")}
     (folder / "job.json").write_text(json.dumps(job))
-    subprocess.run([PYTHON, "tests/oracles/with_sae_bench.py", folder / "job.json"], cwd=ROOT, check=True, timeout=300)
+    subprocess.run([PYTHON, "-m", "tests.oracles.with_sae_bench", folder / "job.json"], cwd=ROOT, check=True, timeout=300)
     return own | {"kl_everywhere": float(kl.mean())}, json.loads((folder / "out.json").read_text()), sae.W_enc.shape[1]
 
 

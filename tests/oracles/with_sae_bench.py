@@ -1,8 +1,9 @@
 """SAEBench's core evaluation (Apache-2.0) of one SAE in SAELens' format, in SAEBench's own environment; scores_of_sae_bench.py runs it.
 
-    .peers/sae_bench/bin/python tests/oracles/with_sae_bench.py JOB.json
+    .peers/sae_bench/bin/python -m tests.oracles.with_sae_bench JOB.json
 
-JOB.json: `transformer` (a Llama's folder), `sae` (a folder that SAELens reads), `tokens` (a dataset's folder, one column `tokens` of equally long
+JOB.json: `transformer` (a Llama's folder), `sae` (a folder that SAELens reads), `ours` (the same as we
+export it), `tokens` (a dataset's folder, one column `tokens` of equally long
 sequences), `ignore` (token ids), `out` (a json file for the numbers).
 """
 # pyright: reportMissingImports=false
@@ -19,9 +20,14 @@ from sae_bench.evals.core.main import run_evals
 from sae_bench.sae_bench_utils.general_utils import _standardize_sae_cfg
 from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
+from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_lightning.inference import InferenceSAE
+from sae_lightning.load import load_sae
+from sae_lightning.transformers.hooks import logits, read
 
 
 def hooked(folder: str) -> HookedTransformer:
@@ -43,9 +49,23 @@ def hooked(folder: str) -> HookedTransformer:
     return model.eval()
 
 
+@torch.no_grad()
+def check_hooks(model: HookedTransformer, sae: InferenceSAE, ids: Tensor) -> None:
+    """A HookedTransformer is read and written at its hook points by us as by itself."""
+    plain, cache = model.run_with_cache(ids)
+    for name, found in read(model, [point := "blocks.1.hook_resid_mid", "blocks.0.hook_mlp_out"], ids).items():
+        assert torch.equal(found, cache[name]), name
+    with sae.splice(model, point):
+        spliced = model(ids)
+    torch.testing.assert_close(spliced, model.run_with_hooks(ids, fwd_hooks=[(point, lambda x, hook: sae(x))]))
+    torch.testing.assert_close(logits(model, ids), plain)
+    assert not torch.allclose(spliced, plain)
+
+
 def main(job: dict[str, Any]) -> dict[str, Any]:
     model = hooked(job["transformer"])
     tokens: Any = load_from_disk(job["tokens"])
+    check_hooks(model, load_sae(job["ours"]), torch.as_tensor(tokens[0]["tokens"])[None])
     sae = SAE.load_from_disk(job["sae"], device="cpu")
     sae.cfg.metadata.model_name = job["transformer"]
     _standardize_sae_cfg(sae.cfg)

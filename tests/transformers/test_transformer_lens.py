@@ -115,25 +115,3 @@ def test_rows_and_scores_are_those_of_hugging_faces_model(folder: Path, tmp_path
     scores = [Downstream()(sae, data) for data in made]
     assert_close(*scores, rtol=1e-4, atol=1e-5)
     assert scores[0]["ce_sae"] != scores[0]["ce_clean"]
-
-
-if hasattr(transformer_lens, "HookedTransformer"):  # until its version 4
-
-    def test_a_hooked_transformer_is_read_and_written() -> None:
-        config = transformer_lens.HookedTransformerConfig(
-            n_layers=2, d_model=16, n_ctx=32, d_head=8, n_heads=2, d_vocab=40, act_fn="gelu", device="cpu", seed=0
-        )
-        with pytest.warns(DeprecationWarning, match="HookedTransformer is deprecated"):
-            model = transformer_lens.HookedTransformer(config).eval().requires_grad_(False)
-        plain, cache = model.run_with_cache(IDS)
-        names = ["blocks.1.hook_resid_mid", "blocks.0.hook_mlp_out", "blocks.1.ln2.hook_normalized"]
-        for name, found in read(model, names, IDS).items():
-            assert_close(found, cache[name], rtol=0, atol=0)
-        special = IDS == 3
-        assert_close(predictions(model, IDS, special), plain.flatten(0, 1)[counted(special)], rtol=0, atol=0)
-        W = torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
-        sae = InferenceSAE({"W_enc": W, "W_dec": W / 9, "b_enc": torch.zeros(30), "b_dec": torch.zeros(16)}, subtract=True, k=4)
-        expected = model.run_with_hooks(IDS, fwd_hooks=[(names[0], lambda x, hook: sae(x))])
-        with sae.splice(model, names[0]):
-            assert_close(model(IDS), expected)
-        assert not torch.allclose(expected, plain)
