@@ -1,6 +1,7 @@
 """SAELens (decoderesearch/SAELens, MIT): its training SAEs under its `SAETrainer`."""
 # pyright: reportMissingImports=false
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -107,11 +108,11 @@ def cached(folder: str, out: str, context: int, d: int, sequences: int) -> dict[
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig, cache_activations_runner
     from sae_lens.training.activations_store import ActivationsStore
     from safetensors.torch import save_file
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+    lens: Any = importlib.import_module("transformer_lens")
     torch.manual_seed(0)
     size = {"n_layers": 1, "d_model": d, "n_ctx": context, "d_head": d, "n_heads": 1, "d_vocab": 32}
-    model = HookedTransformer(HookedTransformerConfig(**size, act_fn="relu", device="cpu"))
+    model = lens.HookedTransformer(lens.HookedTransformerConfig(**size, act_fn="relu", device="cpu"))
     cache_activations_runner.load_model = lambda **_: model  # there is none by that name
     hook, batch = "blocks.0.hook_resid_post", 4
     runner = CacheActivationsRunnerConfig(

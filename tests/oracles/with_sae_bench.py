@@ -8,6 +8,7 @@ sequences), `ignore` (token ids), `out` (a json file for the numbers).
 """
 # pyright: reportMissingImports=false
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -21,20 +22,21 @@ from sae_bench.sae_bench_utils.general_utils import _standardize_sae_cfg
 from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.load import load_sae
 from sae_lightning.transformers.hooks import logits, read
 
+lens: Any = importlib.import_module("transformer_lens")  # version 3: what it no longer has in version 4, which may be installed here
+conversions: Any = importlib.import_module("transformer_lens.pretrained.weight_conversions")
 
-def hooked(folder: str) -> HookedTransformer:
+
+def hooked(folder: str) -> Any:
     """A Llama as TransformerLens has it, nothing folded or centred."""
     llama: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     given = llama.config
-    config = HookedTransformerConfig(
+    config = lens.HookedTransformerConfig(
         n_layers=given.num_hidden_layers, d_model=given.hidden_size, n_ctx=given.max_position_embeddings, d_vocab=given.vocab_size,
         d_head=given.hidden_size // given.num_attention_heads, n_heads=given.num_attention_heads, d_mlp=given.intermediate_size,
         n_key_value_heads=given.num_key_value_heads, act_fn="silu", gated_mlp=True, normalization_type="RMS", final_rms=True,
@@ -42,15 +44,19 @@ def hooked(folder: str) -> HookedTransformer:
         rotary_dim=given.hidden_size // given.num_attention_heads, rotary_base=given.rope_parameters["rope_theta"],
         original_architecture="LlamaForCausalLM", device="cpu", default_prepend_bos=False,
     )  # fmt: skip
-    model = HookedTransformer(config, AutoTokenizer.from_pretrained(folder), move_to_device=False)
+    model = lens.HookedTransformer(config, AutoTokenizer.from_pretrained(folder), move_to_device=False)
     model.load_and_process_state_dict(
-        convert_llama_weights(llama, config), fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        conversions.convert_llama_weights(llama, config),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
     )
     return model.eval()
 
 
 @torch.no_grad()
-def check_hooks(model: HookedTransformer, sae: InferenceSAE, ids: Tensor) -> None:
+def check_hooks(model: Any, sae: InferenceSAE, ids: Tensor) -> None:
     """A HookedTransformer is read and written at its hook points by us as by itself."""
     plain, cache = model.run_with_cache(ids)
     for name, found in read(model, [point := "blocks.1.hook_resid_mid", "blocks.0.hook_mlp_out"], ids).items():
