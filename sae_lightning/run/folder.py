@@ -3,7 +3,7 @@
 ${run_name:}              lagrangian-L0_16-F1024-s0
 ${run_id:}                2026-11-21_10-02-33_k3x9: another one for every run, the same one for all ranks of a run
 ${sweep_name:<name>}      lagrangian-optuna-3fa9c1: the same one for commands that are the same sweep, and for all jobs of it
-${evaluated:<run>,<study>}  that of the two which was given; of several runs the first
+${evaluated:<run>,<study>,<sae>,<outputs>}  what of the first three was given; of several the first
 ${log_file:<folder>}      <folder>/training.log; a rank above 0 has a file of its own
 """
 
@@ -29,6 +29,9 @@ from sae_lightning.run.check import check
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 SPARSITY = {"target_l0": "L0_", "k": "k", "sparsity": "l1_"}
 """Parameters of a model that belong in a run's name, and what stands before their value there."""
+
+EVALUATED = "evaluated"
+"""The folder in a run of SAEs that are not its own, and in `paths.outputs` of those that are of no run."""
 
 NOT_OF_A_SWEEP = (
     "callbacks.last",
@@ -164,14 +167,25 @@ def started(pid: int) -> str:
         return ""
 
 
-def evaluated(run: str | Sequence[str] | None, study: str | None) -> str:
-    """Of several runs the first. Errors: ValueError unless one of the two is given."""
-    if (run is None) == (study is None):
-        raise ValueError("run must be given, or study: the folder of a run, or that of a sweep")
+def evaluated(run: str | Sequence[str] | None, study: str | None, sae: str | Sequence[str] | None, outputs: str) -> str:
+    """The folder of what is evaluated, the first of several: an SAE's is its run, or one of all that are of no run.
+
+    Errors: ValueError unless a run or an SAE is given, or a study alone.
+    """
+    if (run is None and sae is None) == (study is None):
+        raise ValueError("run must be given, or study, or sae: the folder of a run, or that of a sweep, or an exported SAE")
     if run is not None and len(run) == 0:
         raise ValueError("run is empty: give the folder of a run, or a list of them")
+    if run is None and sae is not None:
+        own = [run_of(Path(path)) for path in ([sae] if isinstance(sae, str) else sae)[:1]]
+        return str(own[0] if own and own[0] else Path(outputs) / EVALUATED)
     first = run if run is None or isinstance(run, str) else run[0]
     return first or study or ""
+
+
+def run_of(sae: Path) -> Path | None:
+    """The run that an exported SAE lies in; None where it lies elsewhere."""
+    return next((folder for folder in (sae, sae.parent) if (folder / ".hydra" / "config.yaml").is_file()), None)
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -1,9 +1,11 @@
 """Several runs side by side: what compare.html is made of, gathered from their folders."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig
 
 from sae_lightning.errors import InputError
 from sae_lightning.evaluation.scores import Scores, read_data, read_scores
@@ -12,23 +14,25 @@ from sae_lightning.report import compare, pairs
 from sae_lightning.report.compare import Compared
 from sae_lightning.report.table import HEADLINES
 from sae_lightning.run.build import build_held_out
-from sae_lightning.run.folder import recorded_config
+from sae_lightning.run.folder import recorded_config, run_of
 from sae_lightning.run.settings import settings
+from sae_lightning.run.subjects import Subject
 from sae_lightning.sweeps.results import Result, Results
 
 
-def of_saes(names: Sequence[str], saes: Sequence[Path], folders: Sequence[Path], data: Sequence[Path], rows: int) -> Path:
-    """Writes compare.html into the deepest common folder of `folders`, where the scores of each SAE are. Returns its path.
+def of_saes(names: Sequence[str], subjects: Sequence[Subject], rows: int) -> Path:
+    """Writes compare.html into the deepest common folder of the scores of these SAEs. Returns its path.
 
-    data: of each SAE the run on whose held-out rows it was scored; rows: so many of them show what latents are.
+    rows: so many held-out ones show what latents are.
     """
-    saes = [exported(sae) for sae in saes]
-    runs = [sae.parent if (sae.parent / ".hydra" / "config.yaml").is_file() else None for sae in saes]
+    saes = [exported(subject.sae) for subject in subjects]
+    runs = [run_of(sae) for sae in saes]
+    folders = [subject.folder for subject in subjects]
     of = [
         Compared(name, folder, sae, origin, told, read_scores(folder / "scores.json"))
         for name, folder, sae, origin, told in zip(names, folders, saes, runs, settings(runs), strict=True)
     ]
-    matched = _matches(of, range(len(of)), data, rows)
+    matched = _matches(of, range(len(of)), lambda i: subjects[i].rows, rows)
     return compare.write(of, compare.common_folder(folders), f"{len(of)} SAEs compared", matched)
 
 
@@ -46,18 +50,18 @@ def of_study(results: Results, rows: int) -> Path | None:
     left, unscored = len(results.jobs) - len(jobs), sum(not (job.folder / "scores.json").is_file() for job in jobs)
     notes = [f"{left} more did not come to their end: they stand in report.html alone."] if left else []
     notes += [f"Of {unscored} the numbers are those of the last validation: they have no scores.json."] if unscored else []
-    matched = _matches(of, order, [job.folder for job in jobs], rows)
+    matched = _matches(of, order, lambda i: recorded_config(jobs[i].folder), rows)
     return compare.write(of, results.folder, f"{results.folder.name}: {len(of)} SAEs compared", matched, objectives, notes)
 
 
-def _matches(of: Sequence[Compared], order: Sequence[int], runs: Sequence[Path], rows: int) -> dict[str, Any] | None:
-    """Of the first few in this order that were scored on the same held-out rows; `runs`: whose rows they were. None where no two were."""
+def _matches(of: Sequence[Compared], order: Sequence[int], made_by: Callable[[int], DictConfig], rows: int) -> dict[str, Any] | None:
+    """Of the first few in this order that were scored on the same held-out rows; `made_by`: what gives an SAE's. None where no two were."""
     held_out = [read_data(one.folder / "scores.json") for one in of]
     for leader in order:
         same = [i for i in order if of[i].sae is not None and held_out[i] is not None and held_out[i] == held_out[leader]]
         if len(same) > 1:
             saes = [(i, load_sae(path)) for i in same[: pairs.SAES] if (path := of[i].sae) is not None]
-            return pairs.matches(saes, build_held_out(recorded_config(runs[same[0]])), rows)
+            return pairs.matches(saes, build_held_out(made_by(same[0])), rows)
     return None
 
 

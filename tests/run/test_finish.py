@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from sae_lightning import formats
 from sae_lightning.errors import InputError
+from sae_lightning.inference import InferenceSAE
+from sae_lightning.load import load_sae
 from tests.runs import ROOT, SMALL, compose, fit
 
 QUIET = "callbacks=none logger=none"
@@ -117,6 +121,55 @@ def test_saes_on_the_rows_of_one_run_leave_its_own_scores_alone(runs: list[Path]
     assert (run / "scores.json").read_bytes() == before
 
 
+def test_an_sae_alone_is_scored_on_the_rows_of_its_run(runs: list[Path]):
+    from sae_lightning.run.finish import score_all
+
+    score_all(config(f"run=[{runs[0]},{runs[1]}]", "evaluate.stability=null"))
+    before = [(run / "scores.json").read_bytes() for run in runs]
+    for run in runs:
+        (run / "scores.json").unlink()
+    score_all(config(f"sae=[{runs[0]}/sae,{runs[1]}]", "evaluate.stability=null"))
+    assert [(run / "scores.json").read_bytes() for run in runs] == before
+
+
+def test_an_sae_of_no_run_is_scored_on_rows_that_the_command_gives(runs: list[Path], tmp_path: Path):
+    from sae_lightning.run.finish import score_all
+
+    for sae, name in zip(runs, ("one", "other"), strict=True):
+        formats.write(load_sae(sae), tmp_path / name, "saelens")
+    given = [word for word in SMALL.split() if word.startswith("data.")]
+    score_all(
+        config(
+            f"sae=[{tmp_path}/one,{tmp_path}/other]", "data=synthetic", *given, f"paths.outputs={tmp_path}/out", "evaluate.stability=null"
+        )
+    )
+    score_all(config(f"run=[{runs[0]},{runs[1]}]", "evaluate.stability=null"))
+    for run, name in zip(runs, ("one", "other"), strict=True):
+        (folder,) = (tmp_path / "out/evaluated").glob(f"{name}-*")
+        scores = [json.loads((place / "scores.json").read_text())["scores"]["sae"] for place in (run, folder)]
+        assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(("views", "hooks", "wanted"), [
+    ("one", {"x": ["a"], "y": ["a"]}, {"hook": "a"}),
+    ("pair", {"x": ["a"], "y": ["b"]}, {"hook": "a", "hook_out": "b"}),
+    ("stack", {"x": ["a", "b"], "y": ["a", "b"]}, {"hooks": ["a", "b"]}),
+])  # fmt: skip
+def test_rows_that_the_command_gives_are_of_the_saes_hook_points(
+    views: str, hooks: dict[str, list[str]], wanted: dict[str, Any], tmp_path: Path
+):
+    from sae_lightning.run.subjects import subjects
+
+    d = 4 if views == "stack" else 2
+    weights = {"W_enc": torch.ones(6, d), "W_dec": torch.ones(6, d), "b_enc": torch.zeros(6), "b_dec": torch.zeros(d)}
+    InferenceSAE(weights, subtract=False, k=2, about={"views": views, "hooks": hooks}).save(tmp_path)
+    (subject,) = subjects(config(f"sae={tmp_path}", "data=cached", f"data.store={tmp_path}"))
+    assert subject.rows.data.views == views
+    assert {key: subject.rows.data[key] for key in ("hook", "hook_out", "hooks") if subject.rows.data[key]} == wanted
+    (subject,) = subjects(config(f"sae={tmp_path}", "data=cached", f"data.store={tmp_path}", "data.hook=mine"))
+    assert (subject.rows.data.hook, subject.rows.data.hook_out, subject.rows.data.hooks) == ("mine", None, None)
+
+
 def test_resume_leaves_scores_as_they_are(runs: list[Path], monkeypatch: pytest.MonkeyPatch):
     from sae_lightning.evaluation.reconstruction import Reconstruction
     from sae_lightning.run.finish import score_all
@@ -151,11 +204,15 @@ def test_what_is_not_there_is_said_before_anything_is_computed(runs: list[Path],
     (empty / ".hydra").mkdir(parents=True)
     (empty / ".hydra" / "config.yaml").write_text((run / ".hydra" / "config.yaml").read_text())
     (run / "scores.json").unlink(missing_ok=True)
+    foreign = tmp_path / "foreign"
+    formats.write(load_sae(run), foreign, "saelens")
     for words, said in [
         ([f"run=[{run},{tmp_path}]"], "is not the folder of a run"),
         ([f"run=[{run},{empty}]"], "holds no exported SAE"),
         ([f"run={run}", f"sae=[{run},{tmp_path}/none]"], "is not a folder"),
         ([f"run=[{run},{other}]", f"sae={run}"], "give one run, or leave sae out"),
+        ([f"sae={foreign}"], "lies in no run, whose rows it could be scored on: add run="),
+        ([f"run={run}", f"sae={foreign}", "data=synthetic"], "leave one of them out"),
         ([f"run={run}", "null_run=nowhere"], "is not the folder of a run"),
         ([f"run={run}", "evaluate.stability.others=nowhere"], "is not a folder"),
     ]:
