@@ -29,7 +29,7 @@ def of_step(module: "SAEModule", batch: Batch, step: Step) -> dict[str, float]:
     metrics.reset()
     sae, rows = module.sae, module.rows
     values |= {f"{sae.architecture}/{name}": float(number) for name, number in sae.numbers().items()}
-    dead = float(sae.dictionary.dead.sum())
+    dead = float(sae.dictionary.total(sae.dictionary.dead.sum().float()))
     values |= {"train/dead": dead, "train/dead_pct": 100 * dead / sae.dictionary.d_sae, "train/alive": sae.dictionary.d_sae - dead}
     own = {"rows": rows.rows_trained, "batch_size": module.rows_per_step, **rows.numbers()}
     own["epoch"] = int(own.get("passes", 0))

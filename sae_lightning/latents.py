@@ -8,10 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sae_lightning.kernels import dense, ops
+from sae_lightning.kernels import dense, ops, shards
 from sae_lightning.kernels.reference import ByLatent, Entries, sum_per_latent
 from sae_lightning.kernels.residual import unexplained
 from sae_lightning.shapes import Bool, Float, Int
+from sae_lightning.shards import Shards
 
 
 class Latents(abc.ABC):
@@ -215,6 +216,15 @@ class Shaped(Latents):
         return per_row.view((*self.leading, *per_row.shape[1:]))
 
 
+def of_all_parts(latents: Latents, parts: Shards) -> Latents:
+    """What is active in all parts of a dictionary, without a gradient; the same latents where there is one part."""
+    if parts.parts == 1:
+        return latents
+    at = latents.active()
+    rows, numbers, values, offsets = parts.entries(*at, len(latents.l0_per_row()))
+    return Sparse(values, Entries(rows, numbers, offsets, parts.d_sae))
+
+
 def _groups(ends: Sequence[int], latents: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Which group each latent is in."""
     return torch.searchsorted(torch.tensor(ends, device=latents.device, dtype=latents.dtype), latents, right=True)
@@ -226,7 +236,7 @@ class PreActivations:
 
     Under bf16-mixed h is bfloat16; what is chosen from it is float32, like thresholds and everything compared with them.
     `centred` is x − b_dec. `sparse`: the form of what is chosen; None decides by density (under torch.compile, which cannot look at
-    the data: sparse).
+    the data: sparse). `shards`: of how many latents these are a part; None: they are all.
     """
 
     h: Float[Tensor, "batch d_sae"]
@@ -236,22 +246,32 @@ class PreActivations:
     b_enc: Float[Tensor, " d_sae"]
     centred: Float[Tensor, "batch d_in"]
     sparse: bool | None = None
+    shards: Shards | None = None
 
     @classmethod
-    def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, sparse: bool | None = None, b_dec: Tensor | None = None) -> Self:
+    def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, sparse: bool | None = None, b_dec: Tensor | None = None,
+           shards: Shards | None = None) -> Self:  # fmt: skip
         with torch.no_grad():
             centred = x.detach() if b_dec is None else ops.centred(x, b_dec)
             inputs = centred, W_enc, b_enc
             if torch.is_autocast_enabled(x.device.type):
                 inputs = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in inputs]
             h = ops.encode(*inputs)
-        return cls(h, x, b_dec, W_enc, b_enc, centred, sparse)
+        b_dec = b_dec if shards is None else shards.spread(b_dec)
+        return cls(h, x, b_dec, W_enc, b_enc, centred, sparse, shards)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other processes hold other latents of the same rows."""
+        return self.shards is not None and self.shards.parts > 1
 
     def top_k(self, k: int, among: Bool[Tensor, " d_sae"] | None = None, weight: Float[Tensor, " d_sae"] | None = None) -> Latents:
         """relu of the k largest h of each row, of the latents in `among` where it is given (fewer than k: all of those).
 
         `weight`: those with the k largest h · weight, which is positive.
         """
+        if self.is_part:
+            return self._choose(*shards.top_k_of_shards(self.h, k, among, weight)).relu()
         if among is not None:
             f = self._choose(*ops.top_k_among(self.h, k, among))
             return f.relu()
@@ -275,6 +295,8 @@ class PreActivations:
         self, residual: Float[Tensor, "batch d_out"], W_dec: Float[Tensor, "d_sae d_out"], k: int, among: Bool[Tensor, " d_sae"]
     ) -> Float[Tensor, ""]:
         """Σ‖residual − ê‖² over the batch, where ê decodes `top_k(k, among)`; the residual is a constant."""
+        if self.shards is not None and self.is_part:
+            return (residual - self.shards.total(self.top_k(k, among).decode(W_dec))).square().sum()
         if self.sparse is None and not (self.h.is_cuda or self.x.requires_grad or torch.compiler.is_compiling()):
             latents = among.nonzero().flatten()
             if k >= ops.DENSE_ABOVE * len(latents):

@@ -19,7 +19,9 @@ from sae_lightning.finetune import FineTune
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.kernels import memory
 from sae_lightning.kernels.graph import compiled_step
+from sae_lightning.latents import of_all_parts
 from sae_lightning.models.base import SAE, Step
+from sae_lightning.models.parts import clip_norm_, collected
 from sae_lightning.models.start import start_from_
 from sae_lightning.optimizers import with_beta1
 from sae_lightning.ranks import sum_over_ranks_
@@ -36,7 +38,8 @@ class SAEModule(L.LightningModule):
     `compile`: the architecture's step through torch.compile; `start`: an SAE in raw space whose weights training starts from;
     `finetune`: adds what a transformer makes of the reconstructions to the loss.
 
-    For callbacks: `sums` is empty exactly between optimizer steps; `step_sums` holds those of the last finished one (over all ranks);
+    For callbacks: `sums` is empty exactly between optimizer steps; `step_sums` holds those of the last finished one (over all ranks;
+    `fires` of the latents of this process);
     `last` is (batch, Step) of the last training batch of a step that is logged, None after any other; `before_clipping` is called when
     the gradients are what the optimizer would step on without clipping. In validation the `outputs` of a batch are its Step, raw.
     """
@@ -183,7 +186,7 @@ class SAEModule(L.LightningModule):
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.sae.parameters(), gradient_clip_val)
         else:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), gradient_clip_val)
+            clip_norm_(self.sae, gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -241,15 +244,22 @@ class SAEModule(L.LightningModule):
 
     @torch.no_grad()
     def export(self) -> InferenceSAE:
-        """What is written to disk: as `inference`, set on held-out rows where the architecture asks for them."""
-        rows, found = self.sae.export_rows(), []
+        """What is written to disk: as `inference`, set on held-out rows where the architecture asks for them.
+
+        Where processes divide the latents: whole, in the main memory of process 0; the others get what they have.
+        """
+        sae = collected(self.sae)
+        if sae is None:
+            return self.inference()
+        rows, found = sae.export_rows(), []
         for batch in self.rows.held_out() if rows else ():
             found.append(self.scaled(batch.to(self.device)).x[:rows])
             rows -= len(found[-1])
             if rows == 0:
                 break
         x = torch.cat(found) if found else self.s_in.new_zeros(0, len(self.s_in))
-        return self.sae.to_export(x).rescaled(self.s_in, self.s_out, self.unit)
+        device = sae.dictionary.b_dec.device
+        return sae.to_export(x.to(device)).rescaled(self.s_in.to(device), self.s_out.to(device), self.unit.to(device))
 
     @property
     def unit(self) -> Tensor:
@@ -261,6 +271,8 @@ class SAEModule(L.LightningModule):
         return Batch(x, x if batch.y is batch.x else batch.y / self.s_out)
 
     def raw(self, step: Step) -> Step:
+        """In raw space; where processes divide the latents, with those of all of them that are active."""
+        step = step._replace(latents=of_all_parts(step.latents, self.sae.dictionary.shards))
         latents = step.latents.with_values(step.latents.values * self.unit)
         return step._replace(latents=latents, reconstruction=step.reconstruction * self.s_out)
 

@@ -12,6 +12,7 @@ from sae_lightning.errors import InputError
 from sae_lightning.metrics.density import density_numbers
 from sae_lightning.module import SAEModule
 from sae_lightning.report import plots
+from sae_lightning.shards import Shards
 
 PLOT = "plots/log_feature_density_histogram"
 
@@ -29,9 +30,13 @@ class FeatureDensity(L.Callback):
         if feature_sampling_window < 1:
             raise InputError(f"callbacks.feature_density.feature_sampling_window is {feature_sampling_window}: give a positive number")
         self.window = feature_sampling_window
+        self.shards: Shards | None = None
         self.fires: Tensor | None = None
         self.rows: Tensor | None = None
         self.steps = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: SAEModule, stage: str) -> None:
+        self.shards = pl_module.sae.dictionary.shards
 
     def on_train_start(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
         if self.fires is not None and self.rows is not None:
@@ -53,19 +58,24 @@ class FeatureDensity(L.Callback):
             self._log(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"fires": self.fires, "rows": self.rows, "steps": self.steps}
+        fires = self.fires if self.fires is None or self.shards is None else self.shards.whole(self.fires)
+        return {"fires": fires, "rows": self.rows, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.fires, self.rows, self.steps = state_dict["fires"], state_dict["rows"], state_dict["steps"]
+        if self.fires is not None and self.shards is not None:
+            self.fires = self.shards.cut(self.fires)
 
     def _log(self, trainer: L.Trainer, module: SAEModule) -> None:
-        if not trainer.is_global_zero:
-            return
         assert self.fires is not None
         assert self.rows is not None
-        density = (self.fires.double() / self.rows).cpu()
+        dictionary = module.sae.dictionary
+        density = (dictionary.shards.whole(self.fires).double() / self.rows).cpu()
+        silent = dictionary.total(dictionary.rows_since_fired.double().sum()) / dictionary.d_sae
+        if not trainer.is_global_zero:
+            return
         numbers = {f"sparsity/{name}": float(value) for name, value in density_numbers(density).items()}
-        numbers["sparsity/mean_passes_since_fired"] = float(module.sae.dictionary.rows_since_fired.double().mean())
+        numbers["sparsity/mean_passes_since_fired"] = float(silent)
         log_values(trainer, numbers)  # first: W&B reads the picture before only when a new step is logged
         picture = Path(trainer.default_root_dir) / f"{PLOT}.png"
         plots.write(plots.density(density, f"how often latents fire, step {trainer.global_step}"), picture)

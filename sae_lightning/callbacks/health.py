@@ -48,7 +48,7 @@ class Health(L.Callback):
             return
         rows, l0 = float(pl_module.step_sums["rows"]), _l0(pl_module)
         self.l0.append(l0)
-        theta = _tensor(sae, "threshold").detach()
+        theta = sae.dictionary.shards.whole(_tensor(sae, "threshold").detach())
         values = {"threshold_at_0": float((theta <= 0).float().mean())}
         values |= {"threshold_min": float(theta.min()), "threshold_mean": float(theta.mean()), "threshold_max": float(theta.max())}
         values["kernel_occupancy"] = occupancy(sae, pl_module.scaled(pl_module.last[0]).x[:ROWS]) * rows
@@ -117,7 +117,7 @@ def _warn(message: str) -> None:
 def has_thresholds(sae: SAE) -> bool:
     """Whether an SAE has a threshold per latent that learns through a kernel."""
     threshold = getattr(sae, "threshold", None)
-    return isinstance(threshold, Tensor) and len(threshold) == sae.dictionary.d_sae and isinstance(getattr(sae, "width", None), Tensor)
+    return isinstance(threshold, Tensor) and len(threshold) == len(sae.dictionary.b_enc) and isinstance(getattr(sae, "width", None), Tensor)
 
 
 def target_l0(sae: SAE) -> float | None:
@@ -130,7 +130,8 @@ def target_l0(sae: SAE) -> float | None:
 def occupancy(sae: SAE, x: Tensor) -> float:
     """The mean over latents of the share of the rows x (in scaled units) with |h − θ| < ε/2."""
     h = sae.dictionary.encode(x).h
-    return float(((h - _tensor(sae, "threshold")).abs_() < _tensor(sae, "width") / 2).float().mean())
+    near = ((h - _tensor(sae, "threshold")).abs_() < _tensor(sae, "width") / 2).float().mean(0)
+    return float(sae.dictionary.total(near.sum())) / sae.dictionary.d_sae
 
 
 def _tensor(sae: SAE, name: str) -> Tensor:
@@ -140,4 +141,4 @@ def _tensor(sae: SAE, name: str) -> Tensor:
 
 
 def _l0(module: SAEModule) -> float:
-    return float(module.step_sums["fires"].sum() / module.step_sums["rows"])
+    return float(module.sae.dictionary.total(module.step_sums["fires"].sum()) / module.step_sums["rows"])

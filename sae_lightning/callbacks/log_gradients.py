@@ -9,6 +9,9 @@ from torch import Tensor
 from sae_lightning.callbacks.frequency import check_period, is_due
 from sae_lightning.curves import log_values
 from sae_lightning.module import SAEModule
+from sae_lightning.shards import Shards
+
+NOTHING: Mapping[str, Shards] = {}
 
 
 class LogGradients(L.Callback):
@@ -31,7 +34,7 @@ class LogGradients(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: SAEModule, stage: str) -> None:
         def look() -> None:
             if is_due(self.period, trainer, trainer.global_step + 1):
-                self.values = statistics(_gradients(pl_module))
+                self.values = statistics(_gradients(pl_module), _cut(pl_module))
 
         pl_module.before_clipping = [*pl_module.before_clipping, look]
 
@@ -39,17 +42,22 @@ class LogGradients(L.Callback):
         if pl_module.sums or not is_due(self.period, trainer, trainer.global_step):
             return
         # Gradients are still those of the step: Lightning forgets them before the next backward pass.
-        values = self.values | {f"gradients/{name}_clipped": norm for name, norm in norms(_gradients(pl_module)).items()}
-        log_values(trainer, values | {f"parameters/{name}": norm for name, norm in norms(_trained(pl_module)).items()})
+        cut = _cut(pl_module)
+        values = self.values | {f"gradients/{name}_clipped": norm for name, norm in norms(_gradients(pl_module), cut).items()}
+        log_values(trainer, values | {f"parameters/{name}": norm for name, norm in norms(_trained(pl_module), cut).items()})
 
 
 @torch.no_grad()
-def statistics(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """gradients/<name>_norm, _mean, _std and _max of each, and gradients/norm, mean, std and max of all entries together."""
+def statistics(tensors: Mapping[str, Tensor], cut: Mapping[str, Shards] = NOTHING) -> dict[str, float]:
+    """gradients/<name>_norm, _mean, _std and _max of each, and gradients/norm, mean, std and max of all entries together.
+
+    `cut`: those of which other processes have other parts.
+    """
     if not tensors:
         return {}
-    sums = torch.stack([_sums(tensor) for tensor in tensors.values()]).double().cpu()
-    n = torch.tensor([tensor.numel() for tensor in tensors.values()], dtype=torch.float64)
+    sums = torch.stack([_sums(tensor, cut.get(name)) for name, tensor in tensors.items()]).cpu()
+    rows = [len(tensor) if name not in cut else cut[name].d_sae for name, tensor in tensors.items()]
+    n = torch.tensor([of * tensor[0].numel() for of, tensor in zip(rows, tensors.values(), strict=True)], dtype=torch.float64)
     names = [f"{name}_" for name in tensors] + [""]
     total, squares = (torch.cat([column, column.sum()[None]]) for column in sums[:, :2].T)
     largest, n = torch.cat([sums[:, 2], sums[:, 2].amax()[None]]), torch.cat([n, n.sum()[None]])
@@ -59,18 +67,25 @@ def statistics(tensors: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+def norms(tensors: Mapping[str, Tensor], cut: Mapping[str, Shards] = NOTHING) -> dict[str, float]:
     """<name>_norm of each, and norm of all together."""
     if not tensors:
         return {}
-    each = torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in tensors.values()]).double().cpu()
+    each = torch.stack([_sums(tensor, cut.get(name))[1].sqrt() for name, tensor in tensors.items()]).cpu()
     return {f"{name}_norm": float(norm) for name, norm in zip(tensors, each, strict=True)} | {"norm": float(torch.linalg.vector_norm(each))}
 
 
-def _sums(tensor: Tensor) -> Tensor:
-    """Σ, Σ of squares and max of the absolute values."""
+def _sums(tensor: Tensor, parts: Shards | None) -> Tensor:
+    """Σ, Σ of squares and max of the absolute values, of all parts."""
     tensor = tensor.float()
-    return torch.stack([tensor.sum(), torch.linalg.vector_norm(tensor).square(), torch.linalg.vector_norm(tensor, torch.inf)])
+    sums = torch.stack([tensor.sum(), torch.linalg.vector_norm(tensor).square(), torch.linalg.vector_norm(tensor, torch.inf)]).double()
+    return sums if parts is None else torch.cat([parts.total(sums[:2]), parts.largest(sums[2:])])
+
+
+def _cut(module: SAEModule) -> dict[str, Shards]:
+    """By the same names, what is divided among processes."""
+    shards = module.sae.dictionary.shards
+    return {name.rpartition(".")[2]: shards for name in module.sae.of_latents()} if shards.parts > 1 else {}
 
 
 def _trained(module: SAEModule) -> dict[str, Tensor]:

@@ -44,6 +44,8 @@ class Plots(L.Callback):
         self.period = check_period(every_n_steps, "plots")
         self.sums: dict[str, Tensor] = {}
         """Over the validation: `fires` and `activation` (Σ f) of each latent, `rows_with` 0, 1, … d_sae active latents."""
+        self.weights: list[Tensor] = []
+        """Norms and cosines of the latents at its end."""
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
         d_sae, device = pl_module.sae.dictionary.d_sae, pl_module.device
@@ -67,6 +69,7 @@ class Plots(L.Callback):
         if not self._is_due(trainer):
             return
         sum_over_ranks_(self.sums)
+        self.weights = _of_weights(pl_module)
         if not trainer.is_global_zero:
             return
         for name, figure in self.figures(pl_module, trainer.global_step):
@@ -84,17 +87,26 @@ class Plots(L.Callback):
         mean = (activation / fires.clamp(min=1)).float()
         title = f"how often and how strongly latents fire in validation, {at}"
         yield "density_against_activation", plots.density_against_activation(density, mean, title)
-        W_enc, W_dec = module.sae.dictionary.W_enc.detach(), module.sae.dictionary.W_dec.detach()
-        if W_enc.shape == W_dec.shape:
-            cosine = torch.cat([cosine_similarity(*pair) for pair in zip(W_enc.split(BLOCK), W_dec.split(BLOCK), strict=True)])
-            yield "decoder_encoder_cosine", plots.decoder_encoder_cosine(cosine, f"encoder and decoder directions, {at}")
-        norms = _norms(W_enc, module.unit / module.s_in), _norms(W_dec, module.s_out / module.unit)
-        yield "latent_norms", plots.latent_norms(*norms, f"norms of encoder and decoder directions, {at}")
+        encoder, decoder, *cosine = self.weights
+        if cosine:
+            yield "decoder_encoder_cosine", plots.decoder_encoder_cosine(cosine[0], f"encoder and decoder directions, {at}")
+        yield "latent_norms", plots.latent_norms(encoder, decoder, f"norms of encoder and decoder directions, {at}")
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         if trainer.sanity_checking:
             return False
         return trainer.global_step == trainer.max_steps or is_due(self.period or 1, trainer, trainer.global_step)
+
+
+@torch.no_grad()
+def _of_weights(module: SAEModule) -> list[Tensor]:
+    """Norms of encoder and of decoder rows in raw space, and their cosines where both have one width. Every process must call it."""
+    dictionary = module.sae.dictionary
+    W_enc, W_dec = dictionary.W_enc.detach(), dictionary.W_dec.detach()
+    found = [_norms(W_enc, module.unit / module.s_in), _norms(W_dec, module.s_out / module.unit)]
+    if W_enc.shape == W_dec.shape:
+        found.append(torch.cat([cosine_similarity(*pair) for pair in zip(W_enc.split(BLOCK), W_dec.split(BLOCK), strict=True)]))
+    return [dictionary.shards.whole(each) for each in found]
 
 
 def _norms(weights: Tensor, scale: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class ActivationDataModule(RowsDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        ranks, rows = self.trainer.world_size, self.parts.train_rows % self.batch_size
+        ranks, rows = self.shares[1], self.parts.train_rows % self.batch_size
         if self.last_batch == "short" and 0 < rows < ranks:
             raise InputError(
                 f"a pass of {self.store.path} ends with {rows} rows, too few for {ranks} ranks: set data.last_batch to fill or drop"

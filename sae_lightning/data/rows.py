@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sae_lightning.data.batch import Batch, Hooks, Shape, Views
 from sae_lightning.errors import InputError
+from sae_lightning.ranks import are_latents_divided
 
 PREFETCH = 2
 SCALES = ("unit", "sqrt_d", "none")
@@ -131,7 +132,7 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        rank, ranks = self.shares
         if self.batch_size % ranks:
             raise InputError(f"data.batch_size={self.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}")
         length = self.trainer.max_steps * self.trainer.accumulate_grad_batches
@@ -139,12 +140,18 @@ class RowsDataModule(L.LightningDataModule, abc.ABC):
         batches = _Batches(lambda i: self.train_batch(i % period, rank, ranks), lambda: self.batches_trained, length, self._wait_)
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
+    @property
+    def shares(self) -> tuple[int, int]:
+        """Which share of each batch is this process's, and how many shares there are: one where processes divide latents instead."""
+        assert self.trainer is not None
+        return (0, 1) if are_latents_divided() else (self.trainer.global_rank, self.trainer.world_size)
+
     def _wait_(self, seconds: float) -> None:
         self.seconds_waited += seconds
 
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        rank, ranks = self.shares
         return DataLoader(_HeldOut(lambda: (share(batch, rank, ranks) for batch in self.held_out())), batch_size=None, collate_fn=_as_it_is)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

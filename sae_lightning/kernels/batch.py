@@ -1,4 +1,4 @@
-"""The largest entries of a whole batch, over all ranks. Ranks tell each other counts, never pre-activations.
+"""The largest entries of a whole batch, over all processes, whether these divide its rows or its latents. They tell each other counts, never pre-activations.
 
 What lies over a bound that a sample of the batch suggests is looked up in one pass; only among these few is anything ordered. The bound
 never changes the result: where too few lie over it, it is lowered.
@@ -26,35 +26,46 @@ Above = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor] | 
 def top_k_of_batch(
     h: Float[Tensor, "batch d_sae"], n: int, weight: Float[Tensor, " d_sae"] | None, above: Above
 ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " batch"], Float[Tensor, ""]]:
-    """Where h · weight is positive and among the n largest of all ranks: values of h, rows, latents, offsets; and the smallest h · weight of them.
+    """Where h · weight is positive and among the n largest of all processes: values of h, rows, latents, offsets; and the smallest h · weight of them.
 
-    Of equal ones those of lower ranks, rows and latents are taken. A NaN counts as largest. Where nothing is positive the smallest is 0.
+    Of equal ones those of lower rows and latents are taken; where rows are divided, those of lower ranks first. A NaN counts as largest. Where nothing is positive the smallest is 0.
     `above` is the backend's.
     """
     kind = torch.promote_types(h.dtype, torch.float32)
-    share = n / ranks.count()
+    share = n / ranks.processes()
     for margin in (1.05, 2.0, math.inf):
-        bound = ranks.min_over_ranks(_bound(h, weight, share, margin).to(kind))
+        bound = ranks.min_over_processes(_bound(h, weight, share, margin).to(kind))
         chosen = above(h, _thresholds(bound, h, weight), h.numel())
         assert chosen is not None
         keys = chosen[0].to(kind) if weight is None else chosen[0].to(kind) * weight[chosen[2]].to(kind)
         keys = torch.where(keys.isnan(), torch.inf, keys)
-        total = int(ranks.sum_over_ranks((keys > bound).sum()))
+        total = int(ranks.sum_over_processes((keys > bound).sum()))
         if total >= n or bound == 0:
             break
     if total <= n:
-        smallest = ranks.min_over_ranks(torch.cat([keys[keys > 0], keys.new_full((1,), torch.inf)]).amin())
+        smallest = ranks.min_over_processes(torch.cat([keys[keys > 0], keys.new_full((1,), torch.inf)]).amin())
         return *_those(chosen, keys > 0, len(h)), torch.where(smallest.isinf() & (total == 0), 0.0, smallest)
     smallest, ties, equal = nth_largest(keys, n)
     keep = keys >= smallest
     if ties < equal:
         tied = keys == smallest
-        keep &= ~tied | (tied.cumsum(0) <= ties - ranks.sum_of_lower_ranks(tied.sum()))
+        keep &= ~tied | (_numbers(tied, chosen[1], len(h)) <= ties)
     return *_those(chosen, keep, len(h)), smallest
 
 
+def _numbers(tied: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """The place of each entry that is tied, from 1 on, among those of all processes."""
+    own = tied.cumsum(0)
+    if not ranks.are_latents_divided():
+        return own + ranks.sum_of_lower_processes(tied.sum())
+    here = torch.zeros(batch, dtype=own.dtype, device=own.device).index_add(0, rows, tied.to(own.dtype))
+    lower, every = ranks.sum_of_lower_processes(here), ranks.sum_over_processes(here)
+    earlier_rows = (every.cumsum(0) - every) - (here.cumsum(0) - here)
+    return own + (earlier_rows + lower).index_select(0, rows)
+
+
 def nth_largest(keys: Float[Tensor, " m"], n: int) -> tuple[Float[Tensor, ""], int, int]:
-    """The n-th largest of positive numbers over all ranks (which hold at least n); how many equal to it are among the n, and in all.
+    """The n-th largest of positive numbers over all processes (which hold at least n); how many equal to it are among the n, and in all.
 
     Positive floats are ordered like the integers of the same bits: their digits are found one after another, from counts.
     """
@@ -62,7 +73,7 @@ def nth_largest(keys: Float[Tensor, " m"], n: int) -> tuple[Float[Tensor, ""], i
     found, equal = 0, 0
     for shift in range(8 * keys.element_size() // DIGIT * DIGIT, -1, -DIGIT):
         digits = bits >> shift
-        counts = ranks.sum_over_ranks(torch.bincount(digits, minlength=1 << DIGIT))
+        counts = ranks.sum_over_processes(torch.bincount(digits, minlength=1 << DIGIT))
         at_least = counts.flip(0).cumsum(0).flip(0)
         digit = int((at_least >= n).sum()) - 1
         equal = int(counts[digit])
@@ -73,7 +84,7 @@ def nth_largest(keys: Float[Tensor, " m"], n: int) -> tuple[Float[Tensor, ""], i
 
 
 def _bound(h: Tensor, weight: Tensor | None, n: float, margin: float) -> Tensor:
-    """What a few more than n numbers of this rank's h · weight probably exceed; never negative."""
+    """What a few more than n numbers of this process's h · weight probably exceed; never negative."""
     width = h.shape[1] // BLOCKS
     rows = torch.arange(len(h), device=h.device)
     wanted = n * width / max(h.shape[1], 1)

@@ -29,8 +29,7 @@ class AuxK:
         self.k, self.coefficient = k, coefficient
 
     def __call__(self, dictionary: Dictionary, h: PreActivations, residual: Float[Tensor, "batch d_out"]) -> Mapping[str, Term]:
-        dead = dictionary.dead
-        any_dead = dead.any()
+        dead, any_dead = dictionary.dead, dictionary.any_dead()
         if not torch.compiler.is_compiling() and not dead.is_cuda and not any_dead:  # a GPU would have to be waited for
             return {"auxk": Term(residual.new_zeros(()), self.coefficient)}
         e = residual.detach()

@@ -95,6 +95,12 @@ class SAE(nn.Module, abc.ABC):
         shared = {id(self.dictionary.b_dec), id(self.dictionary.W_skip)}
         return [parameter for parameter in self.parameters() if id(parameter) not in shared]
 
+    def of_latents(self) -> dict[str, Tensor]:
+        """Parameters and buffers with one entry per latent, by name: what is cut where processes divide the latents."""
+        buffers = {name: buffer for name, buffer in self.named_buffers() if buffer.ndim and len(buffer) == len(self.dictionary.b_enc)}
+        ids = {id(parameter) for parameter in self.per_latent()}
+        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in ids} | buffers
+
     @property
     def architecture(self) -> str:
         """What its file, its yaml and its curves are called."""

@@ -44,7 +44,7 @@ def over_threshold(dictionary: Dictionary, h: PreActivations, tau: Float[Tensor,
 def per_latent(dictionary: Dictionary, tau: Float[Tensor, ""]) -> Float[Tensor, " d_sae"]:
     """The threshold of h_j that τ means."""
     weight = dictionary.selection_weight()
-    return tau.expand(dictionary.d_sae).contiguous() if weight is None else tau / weight.clamp(min=1e-12)
+    return tau.expand_as(dictionary.b_enc).contiguous() if weight is None else tau / weight.clamp(min=1e-12)
 
 
 def follow_(tau: Float[Tensor, ""], updates: Int[Tensor, ""], sums: Mapping[str, Tensor]) -> None:
@@ -85,4 +85,7 @@ def threshold_for(dictionary: Dictionary, x: Float[Tensor, "rows d_in"], k: floa
         if len(largest) > n:
             largest = largest.topk(n + 1).values
             least = largest[-1]
+    if dictionary.shards.parts > 1:
+        largest = dictionary.shards.joined(largest)
+        largest, least = largest.topk(min(n + 1, len(largest))).values, least.new_zeros(())
     return least if len(largest) <= n else (largest[n - 1] + largest[n]) / 2

@@ -17,11 +17,11 @@ def calibrated_thresholds(
     d, squares = dictionary, torch.zeros((), dtype=torch.float64, device=x.device)
     threshold = torch.zeros_like(d.b_enc)
     x = x - d.b_dec if d.subtract else x
-    for block in torch.arange(d.d_sae, device=x.device).split(max(1, (1 << 25) // len(x))):
+    for block in torch.arange(len(d.b_enc), device=x.device).split(max(1, (1 << 25) // len(x))):
         h = x @ d.W_enc[block].T + d.b_enc[block]
         squares += h.square().sum(dtype=torch.float64)
         threshold[block] = upper_quantile(h, share).clamp(min=0)
-    return threshold, (squares / (len(x) * d.d_sae)).sqrt()
+    return threshold, (d.total(squares) / (len(x) * d.d_sae)).sqrt()
 
 
 def upper_quantile(h: Float[Tensor, "rows latents"], share: float) -> Float[Tensor, " latents"]:

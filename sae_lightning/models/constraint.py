@@ -8,6 +8,7 @@ from torch import Tensor
 from sae_lightning.errors import InputError
 from sae_lightning.latents import Latents, PreActivations
 from sae_lightning.models.base import Term
+from sae_lightning.models.dictionary import Dictionary
 from sae_lightning.models.straight_through import heaviside, jump_relu
 from sae_lightning.ranks import mean_over_ranks
 
@@ -26,12 +27,17 @@ def check_constraint(
 
 
 def constrained(
-    h: PreActivations, threshold: Float[Tensor, " d_sae"], width: Float[Tensor, ""], target: Float[Tensor, ""], inequality: bool
+    dictionary: Dictionary,
+    h: PreActivations,
+    threshold: Float[Tensor, " d_sae"],
+    width: Float[Tensor, ""],
+    target: Float[Tensor, ""],
+    inequality: bool,
 ) -> tuple[Latents, Float[Tensor, ""]]:
     """f = h ⟦h > θ⟧ and v = (mean Σ_j ⟦h_j > θ_j⟧ − L0*) / L0* over all ranks (`inequality`: its positive part), through a kernel of that width."""
     near = h.above((threshold - width / 2).detach())
     theta = near.at(threshold)
-    v = mean_over_ranks(heaviside(near.values, theta, width).sum() / len(h.h)) / target - 1
+    v = mean_over_ranks(dictionary.total(heaviside(near.values, theta, width).sum()) / len(h.h)) / target - 1
     return near.with_values(jump_relu(near.values, theta, width)), v.relu() if inequality else v
 
 
@@ -41,11 +47,11 @@ def constraint_terms(v: Float[Tensor, ""], dual: Float[Tensor, ""], rho: float) 
 
 
 def ascend_(
-    dual: Float[Tensor, ""], running_l0: Float[Tensor, ""], target: Float[Tensor, ""], sums: Mapping[str, Tensor],
+    dictionary: Dictionary, dual: Float[Tensor, ""], running_l0: Float[Tensor, ""], target: Float[Tensor, ""], sums: Mapping[str, Tensor],
     *, momentum: float, rate: float, most: float, inequality: bool, absolute: bool,
 ) -> None:  # fmt: skip
     """m ← β m + (1 − β) mean L0,   α ← clamp(α + η c),   c = (m − L0*)/L0*  (`absolute`: m − L0*);   α in [−most, most], inequality: [0, most]."""
-    running_l0.lerp_((sums["fires"].sum() / sums["rows"]).to(running_l0), 1 - momentum)
+    running_l0.lerp_((dictionary.total(sums["fires"].sum()) / sums["rows"]).to(running_l0), 1 - momentum)
     excess = running_l0 - target
     dual.add_(rate * (excess if absolute else excess / target))
     dual.clamp_(0 if inequality else -most, most)

@@ -1,8 +1,10 @@
 """The weights that every architecture shares."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from sae_lightning.data.batch import Shape
@@ -11,6 +13,7 @@ from sae_lightning.inference import InferenceSAE
 from sae_lightning.kernels import ops
 from sae_lightning.kernels.squares import row_norms
 from sae_lightning.latents import Latents, PreActivations
+from sae_lightning.shards import Shards
 
 
 class Dictionary(nn.Module):
@@ -22,7 +25,7 @@ class Dictionary(nn.Module):
     W_enc [d_sae, d_in], W_dec [d_sae, d_out]: axis 0 of every tensor with one entry per latent, here and in the architectures, is the
     latent. A user chooses `expansion_factor` (d_sae = round(expansion_factor · d_in)) or `d_sae`, `dead_after` (rows of silence after
     which a latent counts as dead; None: min(10 M, max(5 % of the run's rows, 20 batches))) and `sparse` (the form of the latents; None
-    decides by density). An architecture chooses `subtract`, `unit_norm` (decoder rows are kept at norm 1) and `init_norm`.
+    decides by density). `shards` says which of the latents are here, where several processes divide them. An architecture chooses `subtract`, `unit_norm` (decoder rows are kept at norm 1) and `init_norm`.
     Errors: InputError when both or neither of `expansion_factor` and `d_sae` are given, or one is not positive.
     """
 
@@ -42,16 +45,27 @@ class Dictionary(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
         self.W_skip: nn.Parameter | None = None
         self.wanted_dead_after = dead_after
+        self.shards = Shards(size)
         self.register_buffer("rows_since_fired", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("dead_after", torch.tensor(dead_after or 10_000_000))
 
     @property
     def d_sae(self) -> int:
-        return len(self.b_enc)
+        """How many latents it has, here and elsewhere."""
+        return self.shards.d_sae
 
     @property
     def dead(self) -> Bool[Tensor, " d_sae"]:
+        """Of the latents here."""
         return self.rows_since_fired >= self.dead_after
+
+    def any_dead(self) -> Bool[Tensor, ""]:
+        """Whether a latent is dead, here or elsewhere."""
+        return self.shards.any(self.dead)
+
+    def total(self, here: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Σ over all latents of what is already summed over those here: what an architecture says of any such sum in its loss."""
+        return self.shards.total(here)
 
     def norms(self) -> Float[Tensor, " d_sae"]:
         """‖W_dec,j‖, summed over hook points."""
@@ -65,11 +79,16 @@ class Dictionary(nn.Module):
         return None if len(self.shape.y) == 1 else self.norms().detach()
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> PreActivations:
-        return PreActivations.of(x, self.W_enc, self.b_enc, self.sparse, self.b_dec if self.subtract else None)
+        return PreActivations.of(x, self.W_enc, self.b_enc, self.sparse, self.b_dec if self.subtract else None, self.shards)
 
     def decode(self, latents: Latents, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
-        y_hat = latents.decode(self.W_dec).add_(self.b_dec)
+        y_hat = self.total(latents.decode(self.W_dec)).add_(self.b_dec)
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip.T
+
+    def decode_groups(self, latents: Latents, ends: Sequence[int]) -> Float[Tensor, "batch groups d_out"]:
+        """What each group of latents adds to a row (`Latents.decode_groups`); `ends` are numbers within the whole dictionary."""
+        first, here = self.shards.own.start, len(self.b_enc)
+        return self.total(latents.decode_groups(self.W_dec, [min(max(end - first, 0), here) for end in ends]))
 
     def constant(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """ŷ of rows without a latent: b_dec [d_out] (+ W_skip x, [batch, d_out])."""

@@ -47,14 +47,14 @@ class Gated(SAE):
         losses = {
             "reconstruction": Term(squared_error(y, y_hat)[0]),
             "auxiliary": Term(squared_error(y, self._by_gate(gate, x))[0]),
-            "sparsity": Term(l1 / len(x), self.sparsity),
+            "sparsity": Term(d.total(l1) / len(x), self.sparsity),
         }
         return Step(f, y_hat, losses)
 
     def _by_gate(self, gate: Latents, x: Tensor) -> Tensor:
         """ỹ: relu(π) through the decoder as it stands."""
         d = self.dictionary
-        y_tilde = gate.decode(d.W_dec.detach()) + d.b_dec.detach()
+        y_tilde = d.total(gate.decode(d.W_dec.detach())) + d.b_dec.detach()
         return y_tilde if d.W_skip is None else y_tilde + x @ d.W_skip.detach().T
 
     @torch.no_grad()

@@ -31,14 +31,15 @@ class GhostGrads:
 
     def __call__(self, dictionary: Dictionary, h: PreActivations, residual: Float[Tensor, "batch d_out"]) -> Mapping[str, Term]:
         dead, e = dictionary.dead, residual.detach()
-        any_dead = dead.any()
+        any_dead = dictionary.any_dead()
         if not torch.compiler.is_compiling() and not dead.is_cuda and not any_dead:  # a GPU would have to be waited for
             return {"ghost_grads": Term(e.new_zeros(()), self.coefficient)}
         ghosts = replace(h, x=h.x.detach(), b_dec=None).all_of(dead)
         rows = ghosts.values.view(len(e), -1)
         lowest = torch.finfo(rows.dtype).min
         largest = F.pad(rows.detach(), (0, 1), value=lowest).amax(1, keepdim=True)  # a row of nothing has a maximum, too
-        g = ghosts.with_values((rows - largest).exp().view_as(ghosts.values)).decode(dictionary.W_dec)
+        largest = dictionary.shards.largest(largest)
+        g = dictionary.total(ghosts.with_values((rows - largest).exp().view_as(ghosts.values)).decode(dictionary.W_dec))
         g = g * (e.norm(dim=1, keepdim=True) / (2 * g.detach().norm(dim=1, keepdim=True)).clamp(min=1e-30))
         distance, error = (g - e).square().sum(1).mean(), mean_over_ranks(e.square().sum(1).mean())
         share = error / mean_over_ranks(distance.detach()).clamp(min=1e-30)

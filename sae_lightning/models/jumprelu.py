@@ -82,8 +82,8 @@ class JumpReLU(SAE):
 
     def _penalty(self, near: Latents, f: Latents, theta: Tensor, rows: int) -> Tensor:
         if self.penalty == "tanh":
-            return (self.tanh_scale * f.values * f.at(self.dictionary.norms())).tanh().sum() / rows
-        l0 = heaviside(near.values, theta, self.width, self.gradient_to_input).sum() / rows
+            return self.dictionary.total((self.tanh_scale * f.values * f.at(self.dictionary.norms())).tanh().sum()) / rows
+        l0 = self.dictionary.total(heaviside(near.values, theta, self.width, self.gradient_to_input).sum()) / rows
         return l0 if self.target_l0 is None else (mean_over_ranks(l0) / self.target_l0 - 1).square()
 
     def calibration_rows(self) -> int:

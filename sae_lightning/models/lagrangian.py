@@ -54,7 +54,7 @@ class Lagrangian(SAE):
 
     def step(self, x: Tensor, y: Tensor) -> Step:
         h = self.dictionary.encode(x)
-        f, v = constrained(h, self.threshold, self.width, self.target_l0, self.inequality)
+        f, v = constrained(self.dictionary, h, self.threshold, self.width, self.target_l0, self.inequality)
         y_hat = self.dictionary.decode(f, x)
         loss, e = squared_error(y, y_hat)
         losses = {"reconstruction": Term(loss), **constraint_terms(v, self.dual, self.rho)}
@@ -74,8 +74,8 @@ class Lagrangian(SAE):
 
     @torch.no_grad()
     def after_step_(self, sums: Mapping[str, Tensor]) -> None:
-        ascend_(self.dual, self.running_l0, self.target_l0, sums, momentum=self.momentum, rate=self.dual_rate, most=self.dual_max,
-                inequality=self.inequality, absolute=self.absolute)  # fmt: skip
+        ascend_(self.dictionary, self.dual, self.running_l0, self.target_l0, sums, momentum=self.momentum, rate=self.dual_rate,
+                most=self.dual_max, inequality=self.inequality, absolute=self.absolute)  # fmt: skip
         self.threshold.clamp_(min=0)
 
     @torch.no_grad()

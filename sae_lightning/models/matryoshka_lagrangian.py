@@ -56,7 +56,7 @@ class MatryoshkaLagrangian(SAE):
 
     def step(self, x: Tensor, y: Tensor) -> Step:
         h = self.dictionary.encode(x)
-        f, v = constrained(h, self.threshold, self.width, self.target_l0, self.inequality)
+        f, v = constrained(self.dictionary, h, self.threshold, self.width, self.target_l0, self.inequality)
         y_hat, e, losses = prefix_losses(self.dictionary, f, x, y, self.ends)
         losses |= constraint_terms(v, self.dual, self.rho)
         losses |= dead_thresholds(self.dictionary, h, self.threshold, self.threshold_revival)
@@ -75,8 +75,8 @@ class MatryoshkaLagrangian(SAE):
 
     @torch.no_grad()
     def after_step_(self, sums: Mapping[str, Tensor]) -> None:
-        ascend_(self.dual, self.running_l0, self.target_l0, sums, momentum=self.momentum, rate=self.dual_rate, most=self.dual_max,
-                inequality=self.inequality, absolute=self.absolute)  # fmt: skip
+        ascend_(self.dictionary, self.dual, self.running_l0, self.target_l0, sums, momentum=self.momentum, rate=self.dual_rate,
+                most=self.dual_max, inequality=self.inequality, absolute=self.absolute)  # fmt: skip
         self.threshold.clamp_(min=0)
 
     @torch.no_grad()

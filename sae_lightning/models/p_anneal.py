@@ -63,10 +63,10 @@ class PAnneal(SAE):
         f = self.dictionary.encode(x).above(0.0).relu()
         y_hat = self.dictionary.decode(f, x)
         sizes = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
-        now = _powers(sizes, self.p)
+        now = self.dictionary.total(_powers(sizes, self.p))
         losses = {"reconstruction": Term(squared_error(y, y_hat)[0]), "sparsity": Term(now / len(x), self.sparsity)}
         with torch.no_grad():
-            sums = {"penalties": torch.stack([now, _powers(sizes, self.following)])}
+            sums = {"penalties": torch.stack([now, self.dictionary.total(_powers(sizes, self.following))])}
         return Step(f, y_hat, losses, sums)
 
     @torch.no_grad()

@@ -36,11 +36,11 @@ def group_ends(d_sae: int, groups: Sequence[float]) -> list[int]:
 def prefix_losses(
     dictionary: Dictionary, f: Latents, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], ends: Sequence[int]
 ) -> tuple[Float[Tensor, "batch d_out"], Float[Tensor, "batch d_out"], dict[str, Term]]:
-    """ŷ and y − ŷ of the whole dictionary, and (1/M) Σ_m mean ‖y − ŷ_m‖² as terms; ŷ_m is of the first m groups: `ends` (`Latents.decode_groups`).
+    """ŷ and y − ŷ of the whole dictionary, and (1/M) Σ_m mean ‖y − ŷ_m‖² as terms; ŷ_m is of the first m groups: `ends` (`Dictionary.decode_groups`).
 
     The last prefix is everything: its term is `reconstruction`; the others are `prefix_1`, …
     """
-    squares, e = prefix_errors(f.decode_groups(dictionary.W_dec, ends), y - dictionary.constant(x))[:2]
+    squares, e = prefix_errors(dictionary.decode_groups(f, ends), y - dictionary.constant(x))[:2]
     names = [*(f"prefix_{m}" for m in range(1, len(ends))), "reconstruction"]
     terms = {name: Term(square / len(y), 1 / len(ends)) for name, square in zip(names, squares.unbind(), strict=True)}
     return y - e, e, terms

@@ -54,7 +54,7 @@ class ReLU(SAE):
         h = self.dictionary.encode(x)
         f = h.above(0.0).relu()
         used = f.sum_per_latent()
-        l1 = (used if self.dictionary.unit_norm else used * self.dictionary.norms()).sum() / len(x)
+        l1 = self.dictionary.total((used if self.dictionary.unit_norm else used * self.dictionary.norms()).sum()) / len(x)
         y_hat = self.dictionary.decode(f, x)
         loss, e = squared_error(y, y_hat)
         losses = {"reconstruction": Term(loss), "sparsity": Term(l1, self.penalty_weight)}

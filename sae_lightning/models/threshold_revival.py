@@ -25,4 +25,4 @@ def dead_thresholds(dictionary: Dictionary, h: PreActivations, threshold: Float[
         return {}
     below = h.all_of(dictionary.dead)
     distance = ((below.at(threshold) - below.values).relu() * below.at(dictionary.norms())).sum() / len(h.x)
-    return {"dead_thresholds": Term(distance, weight)}
+    return {"dead_thresholds": Term(dictionary.total(distance), weight)}

@@ -71,13 +71,13 @@ class UsageKL(SAE):
             self.period_steps.fill_(max(1, min(PERIOD, steps - steps // 11)))
 
     def step(self, x: Tensor, y: Tensor) -> Step:
-        near = self.dictionary.encode(x).above((-self.width / 2).detach().expand(self.dictionary.d_sae).contiguous())
+        near = self.dictionary.encode(x).above((-self.width / 2).detach().expand_as(self.running_usage).contiguous())
         f = near.with_values(near.values.relu().clamp(max=self.cap or math.inf))
         y_hat = self.dictionary.decode(f, x)
         l1 = f.values if self.dictionary.unit_norm else f.values * f.at(self.dictionary.norms())
         losses = {
             "reconstruction": Term(squared_error(y, y_hat)[0]),
-            "sparsity": Term(l1.sum() / len(x), self.sparsity * risen(self.steps_done, self.warmup_steps)),
+            "sparsity": Term(self.dictionary.total(l1.sum()) / len(x), self.sparsity * risen(self.steps_done, self.warmup_steps)),
             "usage": Term(self._divergence(near, len(x)), self._kappa_now()),
         }
         return Step(f, y_hat, losses)
@@ -88,7 +88,8 @@ class UsageKL(SAE):
         batch = near.with_values(fires).sum_per_latent() / rows
         p = (1 - 2 * SMOOTHING) * (self.running_usage + (batch - batch.detach())) + SMOOTHING
         rho = self.usage
-        return (rho * (math.log(rho) - p.log()) + (1 - rho) * (math.log(1 - rho) - (1 - p).log())).mean()
+        divergence = rho * (math.log(rho) - p.log()) + (1 - rho) * (math.log(1 - rho) - (1 - p).log())
+        return self.dictionary.total(divergence.sum()) / self.dictionary.d_sae
 
     def _kappa_now(self) -> Tensor:
         swing = 2 * math.pi * (self.steps_done - self.warmup_steps) / self.period_steps
@@ -103,7 +104,7 @@ class UsageKL(SAE):
             h = self.dictionary.encode(part).h
             squares += h.square().sum(dtype=torch.float64)
             fires += (h > 0).sum(0)
-        self.width.copy_(self.bandwidth * (squares / (len(x) * self.dictionary.d_sae)).sqrt())
+        self.width.copy_(self.bandwidth * (self.dictionary.total(squares) / (len(x) * self.dictionary.d_sae)).sqrt())
         self.running_usage.copy_(fires / len(x))
 
     @torch.no_grad()

@@ -37,6 +37,7 @@ from sae_lightning.run.checkpoints import newest
 from sae_lightning.run.instantiate import instantiate
 from sae_lightning.run.quiet import quiet
 from sae_lightning.run.record import Following, Progress, recording, warn_of_versions
+from sae_lightning.shard_latents import ShardLatents
 from sae_lightning.sweeps.trial import of_environment
 
 PRECISIONS = ("32-true", "32", "64-true", "64", "bf16-mixed")
@@ -109,6 +110,8 @@ def build(cfg: DictConfig) -> Run:
     trainer = _trainer(cfg, is_trained=any(parameter.requires_grad for parameter in sae.parameters()))
     if trainer.max_steps == 0 and trainer.world_size > 1:
         raise InputError(f"{sae.architecture} has nothing to train, so several processes have nothing to share: add trainer.devices=1")
+    if isinstance(trainer.strategy, ShardLatents):
+        trainer.strategy.check(module, trainer.callbacks, starts=start is not None)  # type: ignore[attr-defined]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Schedule):
             callback.check(sae, trainer.max_steps)

@@ -133,11 +133,13 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_strategy(cfg: DictConfig) -> None:
-    """Sharded training would cut latents' rows apart, which selection, projection and resampling take whole."""
+    """Strategies that cut any tensor anywhere would cut latents' rows apart, which selection and projection take whole."""
     strategy = OmegaConf.select(cfg, "trainer.strategy", throw_on_missing=False)
     name = str(strategy.get("_target_", "")).rpartition(".")[2] if OmegaConf.is_dict(strategy) else str(strategy)
     if name.startswith(SHARDED):
-        raise InputError(f"trainer.strategy={name} is not supported: an SAE fits on one device whole; use strategy=ddp")
+        raise InputError(
+            f"trainer.strategy={name} is not supported: for a dictionary too large for one device use strategy=shard_latents, for more rows per second use strategy=ddp"
+        )
 
 
 _LATER = object()

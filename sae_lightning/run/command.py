@@ -163,7 +163,9 @@ def _check_choice(composer: Composer, override: Override) -> None:
         if str(name) in options:
             continue
         if str(name).startswith(SHARDED):
-            raise InputError(f"{line} is not supported: an SAE fits on one device whole; use strategy=ddp")
+            raise InputError(
+                f"{line} is not supported: for a dictionary too large for one device use strategy=shard_latents, for more rows per second use strategy=ddp"
+            )
         near = did_you_mean(str(name), options, shown=f"{group}={{}}", limit=20)
         raise InputError(f"{line}: {group} has no option {str(name)!r}{near}")
 
@@ -238,5 +240,6 @@ def _refuse_ddp(cfg: DictConfig) -> None:
     strategy = OmegaConf.select(cfg, "trainer.strategy", throw_on_missing=False)
     name = str(strategy.get("_target_", "") if OmegaConf.is_dict(strategy) else strategy).lower()
     in_process = cfg.hydra.runtime.choices.get("hydra/launcher") in ("basic", "joblib")
-    if "ddp" in name and in_process and OmegaConf.select(cfg, "trainer.devices") != 1:
-        raise InputError("strategy=ddp cannot train several ranks inside -m: start these runs one by one, or add trainer.devices=1")
+    if ("ddp" in name or "shard" in name) and in_process and OmegaConf.select(cfg, "trainer.devices") != 1:
+        chosen = "ddp" if "ddp" in name else "shard_latents"
+        raise InputError(f"strategy={chosen} cannot train several ranks inside -m: start these runs one by one, or add trainer.devices=1")

@@ -167,7 +167,7 @@ def test_a_short_batch_of_fewer_rows_than_ranks_is_refused_before_training(data,
     n = data().parts.train_rows
     size = next(size for size in range(8, 400, 8) if 0 < n % size < 8)
     made = data(batch_size=size, last_batch="short")
-    made.trainer = SimpleNamespace(world_size=8)
+    made.trainer = SimpleNamespace(global_rank=0, world_size=8)
     with pytest.raises(InputError, match=rf"ends with {n % size} rows, too few for 8 ranks: set data.last_batch to fill or drop"):
         made.train_dataloader()
 
