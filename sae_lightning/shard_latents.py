@@ -25,9 +25,12 @@ class ShardLatents(DDPStrategy):
 
     The same training as in one process, to rounding. `data.batch_size` is what each process works on: rows are not divided, so that more
     processes hold a larger dictionary and share its products, and read as many rows each as one alone. Processes are started, and talk,
-    as with DDPStrategy, whose parameters these are; no module is wrapped and no gradient averaged. Checkpoints hold whole tensors of a
-    whole SAE and of its optimizer: a run goes on with another number of processes, with strategy=ddp, or in one process.
+    as with strategy=ddp; no module is wrapped and no gradient averaged. Checkpoints are of a whole SAE with its optimizer: a run goes on
+    with another number of processes, with strategy=ddp, or in one process. `process_group_backend`: nccl, gloo, …; None: the device's.
     """
+
+    def __init__(self, process_group_backend: str | None = None):
+        super().__init__(process_group_backend=process_group_backend)
 
     # -- before anything is moved to a device -------------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ def top_k_of_batch(
 ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " batch"], Float[Tensor, ""]]:
     """Where h · weight is positive and among the n largest of all processes: values of h, rows, latents, offsets; and the smallest h · weight of them.
 
-    Of equal ones those of lower rows and latents are taken; where rows are divided, those of lower ranks first. A NaN counts as largest. Where nothing is positive the smallest is 0.
+    Of equal ones those of lower rows and latents are taken; where rows are divided, those of lower ranks first. A NaN counts as largest.
+    Where nothing is positive the smallest is 0.
     `above` is the backend's.
     """
     kind = torch.promote_types(h.dtype, torch.float32)

@@ -25,7 +25,8 @@ class Dictionary(nn.Module):
     W_enc [d_sae, d_in], W_dec [d_sae, d_out]: axis 0 of every tensor with one entry per latent, here and in the architectures, is the
     latent. A user chooses `expansion_factor` (d_sae = round(expansion_factor · d_in)) or `d_sae`, `dead_after` (rows of silence after
     which a latent counts as dead; None: min(10 M, max(5 % of the run's rows, 20 batches))) and `sparse` (the form of the latents; None
-    decides by density). `shards` says which of the latents are here, where several processes divide them. An architecture chooses `subtract`, `unit_norm` (decoder rows are kept at norm 1) and `init_norm`.
+    decides by density). An architecture chooses `subtract`, `unit_norm` (decoder rows are kept at norm 1) and `init_norm`. Where
+    processes divide the latents, `shards` says which are here: tensors hold those alone, and `d_sae` counts all.
     Errors: InputError when both or neither of `expansion_factor` and `d_sae` are given, or one is not positive.
     """
 

@@ -31,6 +31,9 @@ OF_BUILD = {"model.init_from": "str | None", "model.loss": "Literal['reconstruct
 """Keys beside an object's parameters that `build` takes for itself, and what their values are: every architecture, every dictionary has them."""
 SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SHARDED = ("fsdp", "deepspeed", "model_parallel", "ModelParallel", "FSDP", "DeepSpeed")
+NOT_SHARDED = (
+    "is not supported: for a dictionary too large for one device use strategy=shard_latents, for more rows per second strategy=ddp"
+)
 
 
 def check(cfg: DictConfig, defaults: DictConfig | None = None) -> None:
@@ -137,9 +140,7 @@ def _check_strategy(cfg: DictConfig) -> None:
     strategy = OmegaConf.select(cfg, "trainer.strategy", throw_on_missing=False)
     name = str(strategy.get("_target_", "")).rpartition(".")[2] if OmegaConf.is_dict(strategy) else str(strategy)
     if name.startswith(SHARDED):
-        raise InputError(
-            f"trainer.strategy={name} is not supported: for a dictionary too large for one device use strategy=shard_latents, for more rows per second use strategy=ddp"
-        )
+        raise InputError(f"trainer.strategy={name} {NOT_SHARDED}")
 
 
 _LATER = object()

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from sae_lightning.errors import InputError
-from sae_lightning.run.check import SHARDED, check
+from sae_lightning.run.check import NOT_SHARDED, SHARDED, check
 from sae_lightning.run.composer import Composer, as_if_running, holds, leaves, one_line, parsed, unsaid
 from sae_lightning.run.intervals import check_intervals
 from sae_lightning.run.suggest import cost, did_you_mean, nearest
@@ -163,9 +163,7 @@ def _check_choice(composer: Composer, override: Override) -> None:
         if str(name) in options:
             continue
         if str(name).startswith(SHARDED):
-            raise InputError(
-                f"{line} is not supported: for a dictionary too large for one device use strategy=shard_latents, for more rows per second use strategy=ddp"
-            )
+            raise InputError(f"{line} {NOT_SHARDED}")
         near = did_you_mean(str(name), options, shown=f"{group}={{}}", limit=20)
         raise InputError(f"{line}: {group} has no option {str(name)!r}{near}")
 

@@ -64,6 +64,7 @@ def test_every_option_composes_and_fits_its_target(path, composers):
         "dictionary=transcoder data=sampled_text data.hook=model.layers.0 data.hook_out=model.layers.2",
         "dictionary=crosscoder data=sampled_text data.hooks=[model.layers.1,model.layers.3]",
         "strategy=ddp trainer.devices=2",
+        "strategy=shard_latents trainer.devices=4",
         "trainer=ddp",
         "trainer.strategy=ddp trainer.devices=2",
         "debug=fast",

@@ -9,7 +9,7 @@ MISTAKES = {
     "a type": (["model.k=abc"], "model.k must be an integer, got 'abc'"),
     "a flag": (["--hlep"], "did you mean --help?"),
     "null for a group": (["logger=null"], "for none at all, logger=none"),
-    "sharding": (["strategy=fsdp"], "use strategy=ddp"),
+    "sharding": (["strategy=fsdp"], "use strategy=shard_latents"),
     "a target": (["model._target_=os.system"], "model._target_ is os.system"),
     "a choice of a sweep": (["-m", "model=topk,lagrangian", "model.k=1,2"], "model.k belongs to model=topk"),
 }
