@@ -50,7 +50,8 @@ top_k_of_shards.register_fake(lambda h, k, among, weight: ops._fake_chosen(h))
 
 def _are_largest(keys: Tensor, k: int) -> Tensor:
     """Which of these [batch, ≤ k] are positive and among the k largest of their row over all processes."""
-    every = torch.cat(ranks.of_processes(pad(keys, (0, k - keys.shape[1]))), 1)
+    sent = pad(keys, (0, k - keys.shape[1])).to(torch.promote_types(keys.dtype, torch.float32))  # gloo knows no bfloat16
+    every = torch.cat(ranks.of_processes(sent), 1)
     largest = every.sort(dim=1, descending=True, stable=True).indices[:, :k]
     keep = torch.zeros_like(every, dtype=torch.bool).scatter_(1, largest, True)
     first = ranks.process() * k

@@ -23,8 +23,9 @@ EXACT: dict[str, float] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def chosen(parts: int, kind: str) -> dict[str, Callable[[bool | None], Any]]:
-    """Every variant of every architecture once; in the larger group and as other kinds of dictionary, every architecture."""
-    return {name: make for name, make in cases(kind).items() if (parts, kind) == (2, "autoencoder") or "," not in name}
+    """Every variant of every architecture once; as other kinds of dictionary, and in the larger group with AuxK, every architecture."""
+    every = cases(kind).items()
+    return {name: make for name, make in every if (parts, kind) == (2, "autoencoder") or "," not in name or (parts == 4 and "auxk" in name)}
 
 
 ALL = [(parts, kind, name) for parts, kinds in GROUPS.items() for kind in kinds for name in chosen(parts, kind)]
