@@ -37,6 +37,11 @@ class ShardLatents(DDPStrategy):
     def check(self, module: SAEModule, callbacks: list[Any], starts: bool) -> None:
         """Errors: InputError for what needs a whole dictionary in a process. `starts`: the run begins from an exported SAE."""
         hint = "leave it out, or train in one process"
+        if not module.sae.is_divisible:
+            raise InputError(
+                f"{module.sae.architecture} sums over its latents in ways that processes which divide them cannot (its `is_divisible` is "
+                "false): leave strategy=shard_latents out"
+            )
         if module.finetune is not None:
             raise InputError(f"model.loss=kl needs a whole dictionary in each process, and strategy=shard_latents divides it: {hint}")
         if starts:

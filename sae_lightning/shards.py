@@ -1,7 +1,7 @@
 """Dictionaries too large for one device: each process holds a part of the latents, and all see every row.
 
 How it is the same training as in one process, to rounding. Said once, here and in `Dictionary`, `PreActivations` and `ranks`; an
-architecture only says `dictionary.total` where it sums over latents.
+architecture says `dictionary.total` where it sums over latents, and that it does (`SAE.is_divisible`).
 
     W_enc, W_dec, b_enc, θ, …   axis 0 is cut: process r of R holds latents d_sae·r/R … d_sae·(r + 1)/R − 1, their gradients, the
                                 optimizer's moments and the counters of silence. Latent numbers in a step are those within a part

@@ -54,6 +54,8 @@ class SAE(nn.Module, abc.ABC):
     dictionary: Dictionary
     beta1: float = 0.9
     """Adam's β₁, where the user leaves it to the architecture."""
+    is_divisible: bool = False
+    """Whether processes may divide its latents: it says `dictionary.total` of every sum over latents in its loss and its state."""
 
     @abc.abstractmethod
     def step(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]) -> Step:

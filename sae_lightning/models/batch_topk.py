@@ -35,6 +35,7 @@ class BatchTopK(SAE):
     k: Float[Tensor, ""]
     tau: Float[Tensor, ""]
     updates: Int[Tensor, ""]
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, k: float, revival: Revival | None = None):
         super().__init__()

@@ -25,6 +25,7 @@ class Gated(SAE):
 
     sparsity: Float[Tensor, ""]
     beta1 = 0.0
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, sparsity: float):
         super().__init__()

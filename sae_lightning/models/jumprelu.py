@@ -43,6 +43,7 @@ class JumpReLU(SAE):
     steps_done: Int[Tensor, ""]
     warmup_steps: Int[Tensor, ""]
     beta1 = 0.0
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, penalty: Literal["target", "l0", "tanh"] = "target", target_l0: float | None = None,
                  sparsity: float | None = None, *, warmup: float = 0.3, bandwidth: float = 0.5, tanh_scale: float = 4.0,

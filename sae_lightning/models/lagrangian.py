@@ -34,6 +34,7 @@ class Lagrangian(SAE):
     dual: Float[Tensor, ""]
     running_l0: Float[Tensor, ""]
     width: Float[Tensor, ""]
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, target_l0: float, *, inequality: bool = False, absolute: bool = False, rho: float = 0.1,
                  dual_rate: float = 0.01, dual_max: float = 1.0, momentum: float = 0.9, bandwidth: float = 0.5,

@@ -36,6 +36,7 @@ class Matryoshka(SAE):
     k: Float[Tensor, ""]
     tau: Float[Tensor, ""]
     updates: Int[Tensor, ""]
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, k: float, groups: Sequence[float] = GROUPS, revival: Revival | None = None):
         super().__init__()

@@ -35,6 +35,7 @@ class MatryoshkaLagrangian(SAE):
     dual: Float[Tensor, ""]
     running_l0: Float[Tensor, ""]
     width: Float[Tensor, ""]
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, target_l0: float, *, groups: Sequence[float] = GROUPS, inequality: bool = False,
                  absolute: bool = False, rho: float = 0.1, dual_rate: float = 0.01, dual_max: float = 1.0, momentum: float = 0.9,

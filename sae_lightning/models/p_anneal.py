@@ -36,6 +36,7 @@ class PAnneal(SAE):
     filled: Int[Tensor, ""]
     steps_done: Int[Tensor, ""]
     beta1 = 0.0
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, sparsity: float, anneal_start: float = 0.2, last_p: float = 0.2):
         super().__init__()

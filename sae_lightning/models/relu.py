@@ -27,6 +27,7 @@ class ReLU(SAE):
     penalty_weight: Float[Tensor, ""]
     steps_done: Int[Tensor, ""]
     warmup_steps: Int[Tensor, ""]
+    is_divisible = True
 
     def __init__(self, dictionary: MakeDictionary, sparsity: float, warmup: float = 0.05, unit_norm: bool = False,
                  revival: Revival | None = None):  # fmt: skip

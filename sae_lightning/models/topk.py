@@ -15,6 +15,8 @@ class TopK(SAE):
     Errors: InputError when k is not between 1 and d_sae.
     """
 
+    is_divisible = True
+
     def __init__(self, dictionary: MakeDictionary, k: int, revival: Revival | None = None):
         super().__init__()
         self.dictionary = dictionary(unit_norm=True)

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from sae_lightning.errors import InputError
 from sae_lightning.load import load_sae
+from sae_lightning.models.topk import TopK
 from sae_lightning.run.build import build
 from tests.forks import forks, start
 from tests.runs import SMALL, compose, fit
@@ -110,3 +111,9 @@ def test_what_needs_a_whole_dictionary_is_refused_before_training(word: str, exp
     build(compose(f"model=topk model.k=4 {SMALL}", tmp_path)).module.sae.to_inference().save(tmp_path / "sae", {})
     with pytest.raises(InputError, match=expected):
         build(compose(f"{words} {word.format(folder=tmp_path)}", tmp_path))
+
+
+def test_an_architecture_that_does_not_say_that_it_can_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TopK, "is_divisible", False)
+    with pytest.raises(InputError, match=r"topk sums over its latents in ways that .* leave strategy=shard_latents out"):
+        build(compose(f"model=topk model.k=4 {SMALL} strategy=shard_latents trainer.devices=2", tmp_path))

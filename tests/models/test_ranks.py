@@ -54,6 +54,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_ranks():
+    train("autoencoder", MODELS["topk"](None), *pair("autoencoder"), 0, 1)  # what torch imports at the first step is imported once
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(work, args=(folder,), nprocs=2, start_method="fork")  # pyright: ignore[reportPrivateImportUsage]
         yield [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
