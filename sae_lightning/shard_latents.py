@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -66,12 +67,17 @@ class ShardLatents(DDPStrategy):
             if isinstance(metric, Metric):
                 metric.distributed_available_fn = _never  # each has seen all rows, and the active latents of all processes
 
-    def configure_ddp(self) -> None:
+    def setup(self, trainer: L.Trainer) -> None:
+        """Without what DDP does to a module: it would give every process the tensors of the first."""
+        super(DDPStrategy, self).setup(trainer)
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Nothing is wrapped. What all processes have is made equal, whatever their devices round."""
         cut = self._cut
         for tensor in [*self._sae.parameters(), *self._sae.buffers()]:
             if id(tensor) not in cut and ranks.processes() > 1:
                 dist.broadcast(tensor.detach(), 0)
+        return model
 
     def teardown(self) -> None:
         super().teardown()

@@ -56,6 +56,8 @@ class SAE(nn.Module, abc.ABC):
     """Adam's β₁, where the user leaves it to the architecture."""
     is_divisible: bool = False
     """Whether processes may divide its latents: it says `dictionary.total` of every sum over latents in its loss and its state."""
+    buffers_of_latents: tuple[str, ...] = ()
+    """Its own buffers with one entry per latent."""
 
     @abc.abstractmethod
     def step(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]) -> Step:
@@ -99,7 +101,7 @@ class SAE(nn.Module, abc.ABC):
 
     def of_latents(self) -> dict[str, Tensor]:
         """Parameters and buffers with one entry per latent, by name: what is cut where processes divide the latents."""
-        buffers = {name: buffer for name, buffer in self.named_buffers() if buffer.ndim and len(buffer) == len(self.dictionary.b_enc)}
+        buffers = {name: self.get_buffer(name) for name in ("dictionary.rows_since_fired", *self.buffers_of_latents)}
         ids = {id(parameter) for parameter in self.per_latent()}
         return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in ids} | buffers
 

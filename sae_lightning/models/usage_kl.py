@@ -41,6 +41,7 @@ class UsageKL(SAE):
     warmup_steps: Int[Tensor, ""]
     period_steps: Int[Tensor, ""]
     is_divisible = True
+    buffers_of_latents = ("running_usage",)
 
     def __init__(self, dictionary: MakeDictionary, sparsity: float, usage: float = 0.05, kappa: float = 1.5, *, kappa_floor: float = 0.05,
                  warmup_steps: int | None = None, period_steps: int | None = None, momentum: float = 0.99, bandwidth: float = 1.0,
