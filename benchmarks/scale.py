@@ -72,10 +72,10 @@ class Clock:
 
         return timed
 
-    def hook(self, all_reduce: Callable[..., Any]) -> Callable[[None, Any], torch.futures.Future[Tensor]]:
+    def hook(self, all_reduce: Callable[..., Any]) -> Callable[..., torch.futures.Future[Tensor]]:
         """DDP's own averaging of a bucket of gradients, timed."""
 
-        def average(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
+        def average(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
             began = time.perf_counter()
 
             def landed(future: torch.futures.Future[Any]) -> Tensor:
@@ -175,7 +175,7 @@ def begun(side: Side, model: str, work: str) -> list[Connection]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    ours, context = [], multiprocessing.get_context("spawn")
+    ours, context = [], multiprocessing.get_context("fork")
     for process in range(side.processes):
         own, other = context.Pipe()
         context.Process(target=serve, args=(other, side, process, port, model, work), daemon=True).start()
