@@ -26,11 +26,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from sae_lightning import ranks
 from sae_lightning.kernels import shards
+from sae_lightning.shapes import Bool, Float, Shaped
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def test_peers_have_pins_with_the_torch_that_ours_are_tested_with() -> None:
     torch_pin = re.search(r"^torch==[\d.]+", (ROOT / "constraints.txt").read_text(), re.M)
     assert torch_pin is not None
     pins = {path.stem: path.read_text().splitlines() for path in (ROOT / "benchmarks" / "peers").glob("*.txt")}
-    assert set(pins) == {*LIBRARIES, *(environment for _, environment, _ in OTHERS)}
+    assert set(pins) == {*LIBRARIES, *(environment for _, environment, _ in OTHERS), "sae_bench"}
     for lines in pins.values():
         assert torch_pin[0] in lines
         assert all("==" in line or line.startswith("#") for line in lines)
