@@ -94,8 +94,9 @@ class Network(abc.ABC):
 
     def skeleton(self) -> nn.Module:
         """The transformer's modules without weights, on the meta device, in bfloat16 (which every operation knows)."""
+        config = self.config()  # may be fetched and converted for this
         with torch.device("meta"):
-            return self.made_by().from_config(self.config(), dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code).eval()
+            return self.made_by().from_config(config, dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code).eval()
 
     def trained(self) -> Self:
         """It with the weights that it was trained to."""
