@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -9,6 +11,15 @@ class InputError(ValueError):
 
     `train.py` and `evaluate.py` print it without a traceback and exit with 2.
     """
+
+
+def exit_status(do: Callable[[], int | None]) -> int:
+    """Of a command: what it returns (None: 0), or 2 for bad input, which is one line on stderr."""
+    try:
+        return do() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def in_a_line(error: object) -> str:

@@ -17,7 +17,7 @@ from sae_lightning.data.manifest import LARGE, STATISTICS, Manifest, read_manife
 from sae_lightning.data.parts import OF_TEXT, SHARE, TEXTS, merge, split
 from sae_lightning.data.statistics import statistics_from_tensors
 from sae_lightning.data.store import fault, listed
-from sae_lightning.errors import InputError
+from sae_lightning.errors import InputError, exit_status
 
 WIDTH = 160
 """Of what is printed where there is no terminal."""
@@ -26,11 +26,7 @@ WIDTH = 160
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 1 where a store is not whole; 2 for bad input, which is one line on stderr."""
     arguments = _parser().parse_args(argv)
-    try:
-        return arguments.do(arguments) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: arguments.do(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ from typing import NamedTuple
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from sae_lightning.errors import InputError
+from sae_lightning.errors import InputError, exit_status
 from sae_lightning.evaluation.comparison import IS_L0, KNOBS, Comparison, compare
 from sae_lightning.run.command import validate
 from sae_lightning.run.composer import Composer, parsed
@@ -274,11 +274,7 @@ def main(argv: Sequence[str], root: Path) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(__doc__)
         return 0
-    try:
-        return run(argv, root)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(argv, root))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """What `python -m sae_lightning.formats` does."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_lightning.errors import InputError
+from sae_lightning.errors import InputError, exit_status
 from sae_lightning.formats import by_name, formats, read, recognised, write
 from sae_lightning.formats.base import is_relu, transformer_of
 from sae_lightning.formats.card import UNNAMED
@@ -19,12 +18,7 @@ IMPORTED = Path("outputs/imported")
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for bad input, which is one line on stderr."""
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.do(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: arguments.do(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

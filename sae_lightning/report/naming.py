@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sae_lightning.data.rows import RowsDataModule
-from sae_lightning.errors import InputError
+from sae_lightning.errors import InputError, exit_status
 from sae_lightning.files import replacing, write_json, write_text
 from sae_lightning.inference import InferenceSAE
 from sae_lightning.report import features
@@ -183,12 +182,7 @@ def _write_csv(path: Path, columns: Sequence[str], lines: Sequence[Sequence[obje
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for bad input, which is one line on stderr."""
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.do(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: arguments.do(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

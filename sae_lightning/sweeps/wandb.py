@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sae_lightning.errors import InputError
+from sae_lightning.errors import InputError, exit_status
 from sae_lightning.run.command import validate
 from sae_lightning.run.composer import Composer
 from sae_lightning.sweeps.space import Choice, Dimension, split
@@ -77,12 +77,7 @@ def main(argv: Sequence[str], conf: Path) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(USAGE)
         return 0
-    try:
-        print(yaml.safe_dump(sweep_file(argv, conf), sort_keys=False), end="")
-    except InputError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: print(yaml.safe_dump(sweep_file(argv, conf), sort_keys=False), end=""))
 
 
 if __name__ == "__main__":
