@@ -51,5 +51,19 @@ function inView(place) {
   const box = $("viewport");
   if (place >= 0 && (place * HEIGHT < box.scrollTop || (place + 1) * HEIGHT > box.scrollTop + box.clientHeight)) box.scrollTop = place * HEIGHT - box.clientHeight / 2;
 }
+/** Scrolled, searched, walked through by keys, and followed by address. `list` makes it anew, `shown` its lines in view, `go` chooses an entry. */
+function browsed({ list, shown, follow, go, order, chosen }) {
+  $("search").oninput = list;
+  $("search").onkeydown = e => { if (e.key === "Enter" && order().length) go(order()[0]); if (e.key === "Escape") { $("search").value = ""; list(); $("search").blur(); } };
+  $("viewport").addEventListener("scroll", shown, { passive: true });
+  addEventListener("resize", shown);
+  addEventListener("hashchange", follow);
+  addEventListener("keydown", e => {
+    if (isTyped(e)) return;
+    const all = order(), step = { j: 1, k: -1 }[e.key], at = all.indexOf(chosen());
+    if (step && all.length) { go(all[Math.min(all.length - 1, Math.max(0, at + step))]); e.preventDefault(); }
+    if (e.key === "/") { $("search").focus(); e.preventDefault(); }
+  });
+}
 /** Keys that a field or a modifier does not need itself. */
 const isTyped = e => /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName) || e.ctrlKey || e.metaKey || e.altKey;

@@ -173,17 +173,7 @@ function pairs(d) {
   $("left").onchange = e => choose(+e.target.value, +e.target.value === b ? a : b);
   $("right").onchange = e => choose(+e.target.value === a ? b : a, +e.target.value);
   $("swap").onclick = () => choose(b, a);
-  $("search").oninput = list;
-  $("search").onkeydown = e => { if (e.key === "Enter" && order.length) go(order[0]); if (e.key === "Escape") { $("search").value = ""; list(); $("search").blur(); } };
-  $("viewport").addEventListener("scroll", shown, { passive: true });
-  addEventListener("resize", shown);
-  addEventListener("hashchange", follow);
-  addEventListener("keydown", e => {
-    if (isTyped(e)) return;
-    const step = { j: 1, k: -1 }[e.key], at = order.indexOf(chosen);
-    if (step && order.length) { go(order[Math.min(order.length - 1, Math.max(0, at + step))]); e.preventDefault(); }
-    if (e.key === "/") { $("search").focus(); e.preventDefault(); }
-  });
+  browsed({ list, shown, follow, go, order: () => order, chosen: () => chosen });
   const drawn = histogram; histogram = () => {};
   const first = d.pairs.find(p => start(p.a) !== start(p.b)) ?? d.pairs[0];
   if (!follow()) choose(first.a, first.b); else $("pairs").scrollIntoView();

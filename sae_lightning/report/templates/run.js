@@ -54,10 +54,6 @@ function features(d) {
     line.append(make("span", latents[i]), make("span", short(columns.density[i])), make("span", short(columns.mean[i])), make("span", short(columns.max[i])), make("span", labels[i]));
     return line;
   });
-  $("viewport").addEventListener("scroll", shown, { passive: true });
-  addEventListener("resize", shown);
-  $("search").oninput = list;
-  $("search").onkeydown = e => { if (e.key === "Enter" && order.length) go(order[0]); if (e.key === "Escape") { $("search").value = ""; list(); $("search").blur(); } };
 
   // one latent
   function go(i) { location.hash = `latent=${latents[i]}`; }
@@ -107,13 +103,7 @@ function features(d) {
     inView(order.indexOf(i)); shown();
     return true;
   }
-  addEventListener("hashchange", follow);
-  addEventListener("keydown", e => {
-    if (isTyped(e)) return;
-    const step = { j: 1, k: -1 }[e.key], at = order.indexOf(chosen);
-    if (step && order.length) { go(order[Math.min(order.length - 1, Math.max(0, at + step))]); e.preventDefault(); }
-    if (e.key === "/") { $("search").focus(); e.preventDefault(); }
-  });
+  browsed({ list, shown, follow, go, order: () => order, chosen: () => chosen });
   list();
   if (follow()) $("features").scrollIntoView(); else if (n) show(order[0]);
 }
