@@ -137,6 +137,12 @@ def layer_of(sae: InferenceSAE) -> int | None:
     return None if found is None else int(found[0])
 
 
+def hook_points(sae: InferenceSAE) -> str:
+    """Its hook points, x before y, each once; empty where they are not known."""
+    hooks = sae.about.get("hooks") or {}
+    return " → ".join(dict.fromkeys([*hooks.get("x", []), *hooks.get("y", [])]))
+
+
 def transformer_of(sae: InferenceSAE) -> str | None:
     """The name of the transformer, where it has one."""
     transformer = sae.about.get("transformer")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lightning.formats.base import transformer_of
+from sae_lightning.formats.base import hook_points, transformer_of
 from sae_lightning.inference import InferenceSAE
 
 UNNAMED = "unknown"
@@ -29,7 +29,7 @@ def card(
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     body = environment.get_template("card.md").render(
         title=repository.rpartition("/")[2], repository=repository, of_what=_of_what(sae), size=_size(sae), sparsity=_sparsity(sae),
-        d_in=sae.W_enc.shape[1], d_sae=sae.d_sae, facts=dict(_facts(sae)), usage=usage, rows=[plain(row.replace("_", " ")) for row in scores],
+        d_in=sae.d_in, d_sae=sae.d_sae, facts=dict(_facts(sae)), usage=usage, rows=[plain(row.replace("_", " ")) for row in scores],
         scores=list(_lines(scores)), text="ce_sae" in scores.get("sae", {}), licence="None was named." if licence == UNNAMED else f"`{licence}`",
         pictures=[{"name": path.stem.replace("_", " "), "path": path.as_posix()} for path in pictures],
     )  # fmt: skip
@@ -42,14 +42,12 @@ def plain(text: Any) -> str:
 
 
 def _of_what(sae: InferenceSAE) -> str:
-    hooks, name = sae.about.get("hooks") or {}, transformer_of(sae)
-    at = " → ".join(dict.fromkeys([*hooks.get("x", []), *hooks.get("y", [])]))
+    at, name = hook_points(sae), transformer_of(sae)
     return (f" of {plain(name)}" if name else "") + (f" at {plain(at)}" if at else "")
 
 
 def _size(sae: InferenceSAE) -> str:
-    d_in, d_out = sae.W_enc.shape[1], sae.W_dec.shape[1]
-    return f"{sae.d_sae} latents, rows of width {d_in}{'' if d_in == d_out else f' to rows of width {d_out}'}"
+    return f"{sae.d_sae} latents, rows of width {sae.d_in}{'' if sae.d_in == sae.d_out else f' to rows of width {sae.d_out}'}"
 
 
 def _sparsity(sae: InferenceSAE) -> str:

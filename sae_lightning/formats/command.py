@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae_lightning.errors import InputError, exit_status
 from sae_lightning.formats import by_name, formats, read, recognised, write
-from sae_lightning.formats.base import is_relu, transformer_of
+from sae_lightning.formats.base import hook_points, is_relu, transformer_of
 from sae_lightning.formats.card import UNNAMED
 from sae_lightning.formats.density import density_of, write_density
 from sae_lightning.inference import InferenceSAE
@@ -62,11 +62,12 @@ def _push(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    sae, folder = load_sae(arguments.sae), Path(arguments.folder)
+    place, folder = exported(arguments.sae), Path(arguments.folder)
+    sae = load_sae(place)
     there = recognised(folder)
     if (folder / "sae.json").exists() or (there is not None and there.name != arguments.to):
         raise InputError(f"{folder} holds an SAE of {'this package' if there is None else there.name}: choose another folder")
-    kind = write(sae, folder, arguments.to, density_of(exported(arguments.sae), sae))
+    kind = write(sae, folder, arguments.to, density_of(place, sae))
     print(f"{arguments.to}: {sae.about.get('architecture', 'SAE')} as {kind}, {_size(sae)}\nwritten to {folder}")
 
 
@@ -90,17 +91,14 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _described(sae: InferenceSAE) -> str:
-    imported, hooks = sae.about["imported"], sae.about.get("hooks") or {}
-    hook = " → ".join(dict.fromkeys([*hooks.get("x", []), *hooks.get("y", [])]))
-    transformer = transformer_of(sae)
+    imported, hook, transformer = sae.about["imported"], hook_points(sae), transformer_of(sae)
     parts = [f"{imported['format']}: {sae.about['architecture']}", _size(sae), _sparsity(sae)]
     parts += [f"hook point {hook}" + (f" of {transformer}" if transformer else "")] if hook else [transformer] if transformer else []
     return "\n".join([", ".join(parts), *imported.get("notes", [])])
 
 
 def _size(sae: InferenceSAE) -> str:
-    d_in, d_out = sae.W_enc.shape[1], sae.W_dec.shape[1]
-    return f"{d_in}{'' if d_in == d_out else f' → {d_out}'} × {sae.d_sae}"
+    return f"{sae.d_in}{'' if sae.d_in == sae.d_out else f' → {sae.d_out}'} × {sae.d_sae}"
 
 
 def _sparsity(sae: InferenceSAE) -> str:

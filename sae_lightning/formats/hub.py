@@ -32,10 +32,12 @@ def assemble(sae: str | Path, repository: str, folder: Path, others: Sequence[st
         raise InputError(f"'{repository}' is no repository of the hub: write owner/name")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: choose another folder")
-    place, loaded = exported(sae), load_sae(sae)
+    place = exported(sae)
+    loaded = load_sae(place)
+    density = density_of(place, loaded)
     chosen = [name for name in [USUAL] if by_name(name).refusal(loaded) is None] if others is None else list(dict.fromkeys(others))
     for name in chosen:
-        write(loaded, folder / name, name, density_of(place, loaded))
+        write(loaded, folder / name, name, density)
     loaded.save(folder)
     content = _scores_of(place, loaded)
     pictures = _pictures(place, folder) if content else []
@@ -53,14 +55,12 @@ def push(sae: str | Path, repository: str, others: Sequence[str] | None = None, 
     """
     from huggingface_hub import HfApi, get_token
 
+    if not reachable():
+        raise InputError("the hub cannot be reached: connect to the network, or write the files with --dry-run FOLDER and push them later")
+    if get_token() is None:
+        raise InputError("the hub wants to know who you are: run `hf auth login`, or set HF_TOKEN")
     with tempfile.TemporaryDirectory(prefix="sae-push-") as temporary:
         assemble(sae, repository, Path(temporary) / "sae", others, licence)
-        if not reachable():
-            raise InputError(
-                "the hub cannot be reached: connect to the network, or write the files with --dry-run FOLDER and push them later"
-            )
-        if get_token() is None:
-            raise InputError("the hub wants to know who you are: run `hf auth login`, or set HF_TOKEN")
         try:
             api = HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
@@ -73,10 +73,11 @@ def _scores_of(place: Path, sae: InferenceSAE) -> dict[str, Any]:
     """scores.json beside it or in its run, if it is of this SAE; {} where there is none."""
     from sae_lightning.evaluation.run import digest
 
+    own = digest(sae)
     for folder in (place, place.parent):
         with contextlib.suppress(OSError, ValueError):
             content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-            if content["sae"]["digest"] == digest(sae):
+            if content["sae"]["digest"] == own:
                 return content
     return {}
 
@@ -89,7 +90,7 @@ def _pictures(place: Path, folder: Path) -> list[Path]:
     """Copies what was drawn of the run into `folder`/plots; returns the paths within `folder`."""
     run = place.parent if place.name == "sae" else place
     found = [*sorted(run.glob("*.png")), *sorted((run / "plots").glob("*.png"))]
-    (folder / "plots").mkdir(exist_ok=True) if found else None
     for path in found:
+        (folder / "plots").mkdir(exist_ok=True)
         shutil.copyfile(path, folder / "plots" / path.name)
     return [Path("plots") / path.name for path in found]

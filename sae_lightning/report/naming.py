@@ -205,12 +205,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _write(arguments: argparse.Namespace) -> None:
     from sae_lightning.load import load_sae
-    from sae_lightning.run.build import build_data
+    from sae_lightning.run.build import build_held_out
     from sae_lightning.run.folder import recorded_config
 
-    data = build_data(recorded_config(arguments.run))
-    data.prepare_data()
-    data.setup("validate")
+    data = build_held_out(recorded_config(arguments.run))
     to = arguments.to or arguments.run / "naming"
     made = write(load_sae(arguments.run), data, to, arguments.latents, arguments.rows, arguments.seed)
     print(f"read {made / 'contexts.md'}, fill in {made / 'names.csv'}, then {made / 'marks.csv'}")

@@ -43,8 +43,6 @@ def subjects(cfg: DictConfig) -> list[Subject]:
         made = [Subject(path, runs[0], _folder(runs[0], path), rows) for path in saes]
     else:
         made = [_of_sae(cfg, path) for path in saes]
-    for one in made:
-        exported(one.sae)
     return list({one.folder.resolve(): one for one in made}.values())
 
 
