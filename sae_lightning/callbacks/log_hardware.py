@@ -10,11 +10,11 @@ import torch
 
 from sae_lightning.callbacks.frequency import check_period, is_due
 from sae_lightning.curves import log_values
-from sae_lightning.errors import InputError
 from sae_lightning.files import write_text
 from sae_lightning.module import SAEModule
 
 GB = 1e9
+TABLE = "out_of_memory.txt"
 
 
 class LogHardware(L.Callback):
@@ -27,8 +27,7 @@ class LogHardware(L.Callback):
         hardware/gpu_utilisation_pct   share of the last second in which a kernel ran; where nvidia-ml-py is installed
 
     Every `every_n_steps` optimizer steps; None: at those that are logged. When memory runs out, on a GPU or for the CPU, hardware/
-    out_of_memory is logged as 1, and <run>/out_of_memory.txt says what held how much. Errors: InputError for a period below 1, and
-    for a run that is out of memory, with what to change.
+    out_of_memory is logged as 1, and <run>/out_of_memory.txt says what held how much. Errors: InputError for a period below 1.
     """
 
     def __init__(self, every_n_steps: int | None = None):
@@ -50,12 +49,8 @@ class LogHardware(L.Callback):
         log_values(trainer, {"hardware/out_of_memory": 1.0})
         for logger in trainer.loggers:
             logger.save()
-        path = Path(trainer.default_root_dir) / "out_of_memory.txt"
+        path = Path(trainer.default_root_dir) / TABLE
         write_text(path, f"step {trainer.global_step}: {exception}\n\n{memory_table(pl_module)}\n")
-        raise InputError(
-            f"out of memory at step {trainer.global_step}, {path} says what holds how much: lower data.batch_size (with "
-            "trainer.accumulate_grad_batches, the step stays as large) or dictionary.expansion_factor, or add trainer.precision=bf16-mixed"
-        ) from exception
 
 
 def measured(device: torch.device, folder: str | Path) -> dict[str, float]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torchmetrics import MetricCollection
 
 from sae_lightning.callbacks.in_transformer import InTransformer
+from sae_lightning.callbacks.log_hardware import TABLE, is_out_of_memory
 from sae_lightning.callbacks.monitored import check_logged
 from sae_lightning.callbacks.schedule import Schedule
 from sae_lightning.callbacks.trial import ReportToTrial
@@ -54,12 +55,28 @@ class Run(NamedTuple):
     """What a resumed run goes on from; None for a run from its beginning."""
 
     def fit(self) -> None:
-        """Trains, and validates what there is nothing to train of. Errors: GivenUp where a search ended it."""
-        self.trainer.fit(self.module, self.data, ckpt_path=self.checkpoint, weights_only=True)
+        """Trains, and validates what there is nothing to train of.
+
+        Errors: GivenUp where a search ended it; InputError for a run that is out of memory, with what to change.
+        """
+        try:
+            self.trainer.fit(self.module, self.data, ckpt_path=self.checkpoint, weights_only=True)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise InputError(self._out_of_memory()) from error
+            raise
         if self.trainer.max_steps == 0:
             self.trainer.validate(self.module, self.data, verbose=False)
         if any(isinstance(callback, ReportToTrial) and callback.is_given_up for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise GivenUp(f"given up at step {self.trainer.global_step}")
+
+    def _out_of_memory(self) -> str:
+        table = self.folder / TABLE
+        where = f", {table} says what holds how much" if table.exists() else ""
+        return (
+            f"out of memory at step {self.trainer.global_step}{where}: lower data.batch_size (with trainer.accumulate_grad_batches, the step "
+            "stays as large) or dictionary.expansion_factor, or add trainer.precision=bf16-mixed"
+        )
 
     def recording(self, cfg: DictConfig) -> AbstractContextManager[None]:
         """run.json, and what loggers are told of the run `cfg`: around all that is done in it."""

@@ -1,5 +1,6 @@
 """A small real run: known directions, a topk SAE, a second at most."""
 
+import signal
 import warnings
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,20 @@ from torchmetrics import MetricCollection
 
 from sae_lightning.checkpoint_io import AtomicCheckpointIO
 from sae_lightning.run.quiet import NOISE
+from sae_lightning.signals import SIGNALS
 
 LIGHTNING_SAYS = (*NOISE, "It is recommended to use `self.log")
 """The last: metrics are those of all ranks before they are logged, which Lightning cannot know."""
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Each test begins with Python's own handlers, whatever others left; one that leaves other ones behind has failed."""
+    own = {number: signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL for number in SIGNALS}
+    found = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield
+    after = {number: signal.signal(number, handler) for number, handler in found.items()}
+    assert after == own
 
 
 @pytest.fixture
@@ -26,6 +38,7 @@ def small_run(tmp_path):
     from sae_lightning.models.dictionary import Dictionary
     from sae_lightning.models.topk import TopK
     from sae_lightning.module import SAEModule
+    from sae_lightning.run.build import Run
 
     def train(
         callbacks,
@@ -55,7 +68,7 @@ def small_run(tmp_path):
         with warnings.catch_warnings():
             for message in LIGHTNING_SAYS:
                 warnings.filterwarnings("ignore", message)
-            trainer.fit(module, data, ckpt_path=resume)
+            Run(trainer, module, data, folder, resume).fit()
         return trainer, module
 
     return train

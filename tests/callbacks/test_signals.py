@@ -33,17 +33,6 @@ class Send(L.Callback):
                 self.passed += 1
 
 
-@pytest.fixture(autouse=True)
-def handlers():
-    """A test that leaves other handlers behind than it found has failed."""
-    before = [signal.getsignal(number) for number in SIGNALS]
-    yield
-    after = [signal.getsignal(number) for number in SIGNALS]
-    for number, handler in zip(SIGNALS, before, strict=True):
-        signal.signal(number, handler)
-    assert after == before
-
-
 def step_of(folder, name: str = "last") -> int:
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
 

@@ -12,7 +12,7 @@ from optuna.pruners import BasePruner, NopPruner
 from sae_lightning.callbacks.final_validation import FinalValidation
 from sae_lightning.callbacks.last import Last
 from sae_lightning.callbacks.trial import ReportToTrial
-from sae_lightning.errors import InputError
+from sae_lightning.errors import GivenUp, InputError
 from sae_lightning.sweeps import trial as of_job
 
 
@@ -60,12 +60,12 @@ def test_reports_are_counted_in_validations_whatever_is_accumulated(small_run, p
     assert list(trial(place).intermediate_values) == [1, 2, 3]  # every 2 steps of 2 batches
 
 
-def test_what_is_given_up_ends_there_and_nothing_at_its_last_report(small_run, place):
+def test_what_is_given_up_ends_there_and_nothing_at_its_last_report(small_run, place, tmp_path):
     callback = ReportToTrial("val/l0", lambda reports: From(2))
-    trainer, _ = small_run([callback, FinalValidation(), Last(100)], steps=20, val_check_interval=5)
-    assert (trainer.global_step, callback.is_given_up) == (10, True)
+    with pytest.raises(GivenUp, match="at step 10"):
+        small_run([callback, FinalValidation(), Last(100)], steps=20, val_check_interval=5)
     assert trial(place).user_attrs[of_job.GIVEN_UP] == 2
-    assert (Path(trainer.default_root_dir) / "checkpoints/last.ckpt").is_file()
+    assert (tmp_path / "checkpoints/last.ckpt").is_file()
     callback = ReportToTrial("val/l0", lambda reports: From(3))
     trainer, _ = small_run([callback, FinalValidation()], steps=15, val_check_interval=5, enable_checkpointing=False)
     assert (trainer.global_step, callback.is_given_up) == (15, False)
