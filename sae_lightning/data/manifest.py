@@ -1,6 +1,7 @@
 """What an activation store says about itself."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from sae_lightning.data.encoded import DTYPES
 from sae_lightning.errors import InputError
-from sae_lightning.files import write_json
+from sae_lightning.files import write_text
 
 SCHEMA = 2
 """Of what is written; every one up to it is read. 2: int8 rows with a scale each, stores that were merged or cut."""
@@ -47,6 +48,11 @@ class Shard:
     sequences: int
     counts: Counts
 
+    @functools.cached_property
+    def line(self) -> str:
+        """As it is written. A shard never changes, and a manifest of thousands is written once for each."""
+        return json.dumps(dataclasses.asdict(self))
+
 
 @dataclasses.dataclass
 class Manifest:
@@ -83,7 +89,14 @@ class Manifest:
         return -(-self.sequences // self.shard_sequences)
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, {"schema": self.schema} | dataclasses.asdict(self) | {"counts": dataclasses.asdict(self.counts)})
+        """Shards come last, a line each."""
+        own = dataclasses.asdict(dataclasses.replace(self, shards=[]))
+        del own["shards"]
+        head = json.dumps(
+            {"schema": self.schema} | own | {"counts": dataclasses.asdict(self.counts)}, indent=2, allow_nan=False
+        ).removesuffix("\n}")
+        shards = ",\n    ".join(shard.line for shard in self.shards)
+        write_text(folder / MANIFEST, f'{head},\n  "shards": [\n    {shards}\n  ]\n}}\n')
 
 
 def read_manifest(folder: Path) -> Manifest:
