@@ -22,7 +22,7 @@ from sae_lightning.data.manifest import MANIFEST, STATISTICS, Manifest, read_man
 from sae_lightning.data.progress import Progress
 from sae_lightning.data.store import Store
 from sae_lightning.data.text import Text
-from sae_lightning.data.writer import ShardBuffer, StoreWriter
+from sae_lightning.data.writer import ShardBuffer, StoreWriter, behind
 from sae_lightning.errors import InputError
 from sae_lightning.files import write_json
 from sae_lightning.transformers.base import Network, Transformer
@@ -200,14 +200,14 @@ class Harvesting(abc.ABC):
             what = ", ".join(self.hooks), self.transformer.name, self.amount(sequences), self.unit, self.path
             log.info("harvesting %s of %s: up to %d %s into %s", *what)
             passes = Passes(self.transformer, self.source, manifest, self.seed, self.on_nonfinite == "skip")
-            with Progress("harvest", sequences * manifest.context_length) as progress:
+            with Progress("harvest", sequences * manifest.context_length) as progress, behind() as do:
                 if manifest.median_norms is None:
                     writer.set_median_norms(passes.median_norms(ROWS_FOR_MEDIAN))
                 for index in missing:
                     buffer = self._shard(manifest, passes, index, progress)
                     if not buffer.sequences:
                         break  # the text, or the images, have ended
-                    writer.write_shard(index, buffer)
+                    do(writer.write_shard, index, buffer)
                 log.info("harvested %d rows at %.0f rows/s", progress.rows, progress.rows_per_second)
         if not manifest.counts.rows:
             raise InputError(f"no row of {self.path} was kept: raise data.exclude_norm_above or give {self.other}")

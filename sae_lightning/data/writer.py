@@ -1,6 +1,9 @@
 """Writing an activation store, shard by shard."""
 
 import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -16,6 +19,9 @@ from sae_lightning.data.store import checksum, read_stamps, stamp, verify
 from sae_lightning.errors import InputError
 from sae_lightning.files import UNNAMED, replacing, write_json
 
+SECONDS_BETWEEN_STAMPS = 5.0
+"""A shard without a stamp, after a kill, has its checksum computed when the store is opened again."""
+
 
 class StoreWriter:
     """Writes the files of a store whose lock the caller holds. Each appears whole or not at all; the manifest follows each shard.
@@ -29,6 +35,7 @@ class StoreWriter:
         for left_behind in [*folder.glob(".*.tmp"), *folder.glob(UNNAMED)]:
             left_behind.unlink()
         verify(folder, manifest, may_be_missing=True)
+        self._stamps, self._stamped = read_stamps(folder), time.monotonic()
         self.manifest.complete, self.manifest.statistics_sha256 = False, None
         self.manifest.write(folder)
 
@@ -51,7 +58,9 @@ class StoreWriter:
         shard = Shard(name, path.stat().st_size, checksum(path), buffer.first_sequence, buffer.sequences, buffer.counts)
         self.manifest.shards[index : index + 1] = [shard]
         self.manifest.write(self.folder)
-        self._stamp(name, shard.sha256)
+        self._stamps[name] = stamp(path, shard.sha256)
+        if time.monotonic() > self._stamped + SECONDS_BETWEEN_STAMPS:
+            self._write_stamps()
 
     def finish(self) -> None:
         """Adds up the statistics and says that the store is complete."""
@@ -68,13 +77,34 @@ class StoreWriter:
         with replacing(self.folder / STATISTICS) as temporary:
             save_file(tensors, temporary)
         manifest.statistics_sha256 = checksum(self.folder / STATISTICS)
-        self._stamp(STATISTICS, manifest.statistics_sha256)
+        self._stamps[STATISTICS] = stamp(self.folder / STATISTICS, manifest.statistics_sha256)
+        self._write_stamps()
         manifest.complete = True
         manifest.write(self.folder)
 
-    def _stamp(self, name: str, sha256: str) -> None:
+    def _write_stamps(self) -> None:
         with contextlib.suppress(OSError):
-            write_json(self.folder / STAMPS, read_stamps(self.folder) | {name: stamp(self.folder / name, sha256)})
+            write_json(self.folder / STAMPS, self._stamps)
+        self._stamped = time.monotonic()
+
+
+@contextlib.contextmanager
+def behind() -> Iterator[Callable[..., None]]:
+    """Yields `do(call, *arguments)`: the call is made on a thread of its own, beside what the caller goes on to do, one at a time and in order.
+
+    `do` waits until the call before has ended, and the end of the block for the last one. Errors: those of a call, there.
+    """
+    with ThreadPoolExecutor(1, "behind") as pool:
+        under_way: list[Future] = []
+
+        def do(call: Callable[..., object], *arguments: object) -> None:
+            while under_way:
+                under_way.pop().result()
+            under_way.append(pool.submit(call, *arguments))
+
+        yield do
+        for last in under_way:
+            last.result()
 
 
 class ShardBuffer:
