@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import load_file
 
-from sae_lightning.data.manifest import LARGE, STATISTICS, Manifest, read_manifest
-from sae_lightning.data.parts import OF_TEXT, SHARE, TEXTS, merge, split
+from sae_lightning.data.manifest import LARGE, SHARE, STATISTICS, Manifest, read_manifest
+from sae_lightning.data.parts import OF_TEXT, TEXTS, merge, split
 from sae_lightning.data.statistics import statistics_from_tensors
 from sae_lightning.data.store import fault, listed
 from sae_lightning.errors import InputError, exit_status

@@ -103,14 +103,16 @@ class Passes:
         self._ahead: dict[int, Rows] = {}
 
     def median_norms(self, rows: int) -> dict[str, float]:
-        """Median norm of the first `rows` rows (of all, where there are fewer) by hook point.
+        """Median norm of the first `rows` rows of the whole text (of all, where there are fewer) by hook point.
 
         Errors: InputError where the text gives no row at all.
         """
         norms: dict[str, list[Tensor]] = {hook: [] for hook in self.manifest.widths}
         found = start = 0
+        share = self.manifest.share
         while found < rows and (batch := self.batch(start)) is not None:
-            self._ahead[start] = batch  # is asked for again, by the first shard
+            if share.first <= start < share.stop:
+                self._ahead[start] = batch  # is asked for again, by the first shard
             for hook, values in batch.norms.items():
                 norms[hook].append(values)
             found, start = found + int(batch.keep.sum()), start + len(batch.ids)
@@ -122,7 +124,7 @@ class Passes:
         """The forward pass that begins with sequence `start`; None where the text has ended, or as much as was asked for."""
         if start in self._ahead:
             return self._ahead.pop(start)
-        stop = min(start + self.manifest.forward_batch_size, self.manifest.sequences)
+        stop = min(start + self.manifest.forward_batch_size, self.manifest.share.of)
         if start != self._next:
             self._texts = iter(self.text.sequences(self.transformer, self.manifest.context_length, start, self.seed))  # type: ignore[arg-type]
         sequences = list(islice(self._texts, stop - start))

@@ -1,43 +1,42 @@
 """Making an activation store: a transformer reads a text, or images; what happens at its hook points is written down."""
 
 import abc
-import contextlib
+import copy
 import hashlib
 import json
 import logging
-import os
 import shutil
-import socket
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from filelock import FileLock, Timeout
-
+from sae_lightning.data.alone import OWNER, alone
 from sae_lightning.data.encoded import DTYPES
 from sae_lightning.data.forward import Passes
 from sae_lightning.data.images import Images
-from sae_lightning.data.manifest import MANIFEST, STATISTICS, Manifest, read_manifest
+from sae_lightning.data.manifest import MANIFEST, STATISTICS, Manifest, Share, read_manifest, with_share, without_share
+from sae_lightning.data.places import PlacedText
 from sae_lightning.data.progress import Progress
+from sae_lightning.data.shares import cut, folder_of_part
 from sae_lightning.data.store import Store
-from sae_lightning.data.text import Text
+from sae_lightning.data.text import Documents, Text
 from sae_lightning.data.writer import ShardBuffer, StoreWriter, behind
 from sae_lightning.errors import InputError
-from sae_lightning.files import write_json
 from sae_lightning.transformers.base import Network, Transformer
 
 log = logging.getLogger(__name__)
 
 ROWS_FOR_MEDIAN = 8192
-OWNER = ".harvesting.json"
+PLACES = "places.json"
 
 
 class Harvesting(abc.ABC):
     """The store of what happens in a network that reads something: described at once, made by `ensure` where it is not there yet.
 
-    `source` has numbered sequences; `sequences` of them are read. A subclass says what a sequence is. Errors: InputError for settings
-    that cannot be, when constructed.
+    `source` has numbered sequences; `sequences` of them are read. A subclass says what a sequence is. `part` is the same for a share of
+    them, in a store of its own. Errors: InputError for settings that cannot be, when constructed.
     """
 
     unit: str
@@ -66,12 +65,13 @@ class Harvesting(abc.ABC):
         self.dtype, self.on_nonfinite, self.exclude_norm_above = dtype, on_nonfinite, exclude_norm_above
         self.shard_rows, self.forward_batch_size = shard_rows, forward_batch_size
         self.seed, self.stores = seed, Path(stores)
+        self.share, self.path_of_part = Share(0, sequences, sequences), None
         self._check_settings()
 
     @property
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What determines the rows, and nothing else. JSON-able."""
+        """What determines the rows of the whole, and nothing else. JSON-able."""
 
     @property
     @abc.abstractmethod
@@ -91,17 +91,32 @@ class Harvesting(abc.ABC):
         """So many sequences in `unit`s."""
 
     @property
-    def path(self) -> Path:
+    def path_of_whole(self) -> Path:
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
         return self.stores / f"{self.transformer.name}-{self.source.name}-{digest}"
+
+    @property
+    def path(self) -> Path:
+        return self.path_of_part or self.path_of_whole
+
+    def part(self, part: int, parts: int) -> Self:
+        """The store of one of `parts` shares, in <whole>.parts/part-<part>-of-<parts>; `merge` joins all of them. One part is the whole.
+
+        A share is whole shards, as many as any other or one more. Rows are those of the whole, judged by norms of its first rows.
+        Errors: InputError for a part that there is not, and for more parts than shards.
+        """
+        made = copy.copy(self)
+        made.share = cut(self.sequences, self.shard_sequences, part, parts)
+        made.path_of_part = None if parts == 1 else folder_of_part(self.path_of_whole, part, parts)
+        return made
 
     def widths(self) -> dict[str, int]:
         """Width d by hook point, without weights, activations or text.
 
         Errors: InputError for what would stop the harvest at once: no network, no such file, no such hook point, a disk too small.
         """
-        manifest = self._manifest()
-        if manifest is not None and self._is_whole(manifest):
+        manifest = self.manifest()
+        if manifest is not None and self._is_complete(manifest):
             return manifest.widths
         widths = self.transformer.widths(self.hooks)
         self._check(widths, manifest)
@@ -109,13 +124,28 @@ class Harvesting(abc.ABC):
 
     def ensure(self) -> Store:
         """The store; harvested first, or the rest of it, where it is not complete. One process harvests, others wait and say so."""
-        if not self._is_whole(self._manifest()):
+        if not self.is_complete():
             widths = self.widths()
-            with self._alone():
-                manifest = self._manifest()
-                if not self._is_whole(manifest):
+            with alone(self.path):
+                manifest = self.manifest()
+                if not self._is_complete(manifest):
                     self._harvest(manifest or self._new_manifest(widths))
         return Store(self.path)
+
+    def is_complete(self) -> bool:
+        """Whether all that was to be harvested is there. Errors: as `manifest`."""
+        return self._is_complete(self.manifest())
+
+    def manifest(self) -> Manifest | None:
+        """What was written; None where nothing was. Errors: InputError for a store that this is not."""
+        if not (self.path / MANIFEST).exists():
+            return None
+        manifest = read_manifest(self.path)
+        if manifest.identity != with_share(self.identity, self.share):
+            cut = "with another data.shard_rows or data.forward_batch_size: give those"
+            how = cut if without_share(manifest.identity) == self.identity and not self.share.is_whole else "by another configuration"
+            raise InputError(f"{self.path} was made {how}, delete it or set paths.stores to another folder")
+        return manifest
 
     # -- before -----------------------------------------------------------------------------------------------------
 
@@ -135,7 +165,7 @@ class Harvesting(abc.ABC):
         row = sum(widths.values()) * DTYPES[self.dtype].itemsize + 20  # 20: token, sequence, position; the sequence's tokens
         row += 4 * len(widths) if self.dtype == "int8" else 0  # their scales
         written = sum(shard.bytes for shard in manifest.shards if (self.path / shard.name).exists()) if manifest else 0
-        needed = self.sequences * self.positions * row - written
+        needed = (self.share.stop - self.share.first) * self.positions * row - written
         free = shutil.disk_usage(_existing(self.stores)).free
         if needed > free:
             raise InputError(
@@ -143,52 +173,27 @@ class Harvesting(abc.ABC):
                 f"{self.remedy}, free some space or set paths.stores to another disk"
             )
 
-    def _manifest(self) -> Manifest | None:
-        if not (self.path / MANIFEST).exists():
-            return None
-        manifest = read_manifest(self.path)
-        if manifest.identity != self.identity:
-            raise InputError(f"{self.path} was made by another configuration: delete it or set paths.stores to another folder")
-        return manifest
-
-    def _is_whole(self, manifest: Manifest | None) -> bool:
+    def _is_complete(self, manifest: Manifest | None) -> bool:
         if manifest is None or not manifest.complete:
             return False
         return all((self.path / name).exists() for name in [STATISTICS, *(shard.name for shard in manifest.shards)])
 
+    @property
+    def shard_sequences(self) -> int:
+        """Whole forward passes, so that a single shard can be harvested again and comes out the same."""
+        return max(1, self.shard_rows // (self.positions * self.forward_batch_size)) * self.forward_batch_size
+
     def _new_manifest(self, widths: dict[str, int]) -> Manifest:
-        # A shard holds whole forward passes, so that a single one can be harvested again and comes out the same.
-        batches = max(1, self.shard_rows // (self.positions * self.forward_batch_size))
         return Manifest(
-            identity=self.identity,
+            identity=with_share(self.identity, self.share),
             widths=widths,
             dtype=self.dtype,
             context_length=self.positions,
             special_ids=sorted(self.special_ids()),
-            sequences=self.sequences,
-            shard_sequences=batches * self.forward_batch_size,
+            sequences=self.share.stop - self.share.first,
+            shard_sequences=self.shard_sequences,
             forward_batch_size=self.forward_batch_size,
         )
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Holds the lock of the store; says once for whom it waits. The lock of a process that died is free."""
-        lock = FileLock(self.path / ".lock")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("waiting for %s to harvest %s", _owner(self.path), self.path)
-            lock.acquire(poll_interval=0.5)
-        except OSError as error:
-            raise InputError(f"cannot write into {self.path} ({error.strerror}): set paths.stores to a folder of yours") from error
-        try:
-            write_json(self.path / OWNER, {"host": socket.gethostname(), "pid": os.getpid()})
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                (self.path / OWNER).unlink(missing_ok=True)
-            lock.release()
 
     # -- harvest ----------------------------------------------------------------------------------------------------
 
@@ -199,7 +204,7 @@ class Harvesting(abc.ABC):
             sequences = sum(min(manifest.shard_sequences, manifest.sequences - i * manifest.shard_sequences) for i in missing)
             what = ", ".join(self.hooks), self.transformer.name, self.amount(sequences), self.unit, self.path
             log.info("harvesting %s of %s: up to %d %s into %s", *what)
-            passes = Passes(self.transformer, self.source, manifest, self.seed, self.on_nonfinite == "skip")
+            passes = Passes(self.transformer, self._read(), manifest, self.seed, self.on_nonfinite == "skip")
             with Progress("harvest", sequences * manifest.context_length) as progress, behind() as do:
                 if manifest.median_norms is None:
                     writer.set_median_norms(passes.median_norms(ROWS_FOR_MEDIAN))
@@ -209,15 +214,21 @@ class Harvesting(abc.ABC):
                         break  # the text, or the images, have ended
                     do(writer.write_shard, index, buffer)
                 log.info("harvested %d rows at %.0f rows/s", progress.rows, progress.rows_per_second)
-        if not manifest.counts.rows:
+        if not manifest.counts.rows and self.share.is_whole:
             raise InputError(f"no row of {self.path} was kept: raise data.exclude_norm_above or give {self.other}")
         (self.path / OWNER).unlink(missing_ok=True)  # before: a harvest that is killed after it is complete leaves nothing else
         writer.finish()
         self._report(manifest)
 
+    def _read(self) -> Text | Images:
+        """What is read: of a text made of documents, for a part, without all that lies before it."""
+        if self.share.is_whole or not isinstance(self.source, Documents):
+            return self.source
+        return PlacedText(self.source, self.path.parent / PLACES, self.shard_sequences)
+
     def _shard(self, manifest: Manifest, passes: Passes, index: int, progress: Progress) -> ShardBuffer:
-        first = index * manifest.shard_sequences
-        stop = min(first + manifest.shard_sequences, manifest.sequences)
+        first = self.share.first + index * manifest.shard_sequences
+        stop = min(first + manifest.shard_sequences, self.share.stop)
         buffer = ShardBuffer(manifest, first, stop - first)
         for start in range(first, stop, manifest.forward_batch_size):
             batch = passes.batch(start)
@@ -231,8 +242,8 @@ class Harvesting(abc.ABC):
     def _report(self, manifest: Manifest) -> None:
         counts, sequences = manifest.counts, sum(shard.sequences for shard in manifest.shards)
         if sequences < manifest.sequences:
-            what = "the images" if manifest.is_of_images else "the text"
-            log.warning("%s ended after %d of %d %s", what, self.amount(sequences), self.amount(manifest.sequences), self.unit)
+            what, where = "the images" if manifest.is_of_images else "the text", "" if self.share.is_whole else " of this part"
+            log.warning("%s ended after %d of %d %s%s", what, self.amount(sequences), self.amount(manifest.sequences), self.unit, where)
         log.info(
             "%s: %d rows of %d tokens; left out: %d special tokens (ids %s), %d NaN or infinite, %d by norm; "
             "norm above 10 x the median: %s",
@@ -324,9 +335,7 @@ def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.parent)
 
 
-def _owner(folder: Path) -> str:
-    try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+if __name__ == "__main__":
+    from sae_lightning.data.harvest_command import main
+
+    sys.exit(main())

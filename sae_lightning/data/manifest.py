@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sae_lightning.data.encoded import DTYPES
 from sae_lightning.errors import InputError
@@ -23,8 +23,23 @@ TOKEN, SEQUENCE, POSITION = "token", "sequence", "position"
 TOKENS, SEQUENCE_IDS, SEQUENCE_ROWS = "tokens", "sequence_ids", "sequence_rows"
 """Tensors with one entry per sequence: its token ids [S, context] int32, its number [S] int64, how many rows it gave [S] int32."""
 
+SHARE = "share"
+"""What an identity has where a store holds a part of a whole: which one."""
+
 LARGE = 10.0
 """A row with a norm above LARGE × the median is counted as a sink token."""
+
+
+class Share(NamedTuple):
+    """The sequences first … stop − 1 of the `of` sequences of a whole."""
+
+    first: int
+    stop: int
+    of: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self == (0, self.of, self.of)
 
 
 @dataclasses.dataclass
@@ -85,6 +100,12 @@ class Manifest:
     def counts(self) -> Counts:
         return total(shard.counts for shard in self.shards)
 
+    @property
+    def share(self) -> Share:
+        """Which of the sequences that were asked for it is to hold: all, where it is no part."""
+        share = self.identity.get(SHARE)
+        return Share(0, self.sequences, self.sequences) if share is None else Share(**share)
+
     def shards_expected(self) -> int:
         return -(-self.sequences // self.shard_sequences)
 
@@ -125,6 +146,16 @@ def parsed(manifest: bytes, folder: Path | str, remedy: str) -> Manifest:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}/{MANIFEST} is damaged: {remedy}") from error
+
+
+def with_share(identity: dict[str, Any], share: Share) -> dict[str, Any]:
+    """That of a part of what a whole's identity is of, or of the whole itself."""
+    return identity if share.is_whole else identity | {SHARE: share._asdict()}
+
+
+def without_share(identity: dict[str, Any]) -> dict[str, Any]:
+    """That of the whole."""
+    return {key: value for key, value in identity.items() if key != SHARE}
 
 
 def check_hook(hook: str, widths: dict[str, int], where: object) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sae_lightning.errors import InputError
 from sae_lightning.transformers.base import Transformer
@@ -14,6 +14,16 @@ AT_ONCE = 2**20
 """Characters that go to the tokenizer together."""
 
 
+class Place(NamedTuple):
+    """Where a sequence begins: at which document, counted from 0, and at which of its token ids, the EOS behind it among them."""
+
+    document: int
+    offset: int
+
+
+BEGINNING = Place(0, 0)
+
+
 def packed(documents: Iterable[Document], transformer: Transformer, context_length: int, prepend_bos: bool | None) -> Iterator[list[int]]:
     """Documents one after another, each followed by EOS where the tokenizer has one, cut into sequences; the remainder is dropped.
 
@@ -21,22 +31,34 @@ def packed(documents: Iterable[Document], transformer: Transformer, context_leng
     `context_length` ids that meets no remainder of another one is a sequence as it is.
     Errors: InputError for token ids outside the vocabulary, a context that is too long, or no BOS where it is asked for.
     """
+    return (sequence for _, sequence in located(documents, transformer, context_length, prepend_bos))
+
+
+def located(
+    documents: Iterable[Document], transformer: Transformer, context_length: int, prepend_bos: bool | None, place: Place = BEGINNING
+) -> Iterator[tuple[Place, list[int]]]:
+    """As `packed`, from the sequence on that begins at `place`, and where each begins. `documents`: from number `place.document` on."""
     check_context(transformer, context_length)
     start = bos(transformer, prepend_bos)
     tokenizer: Any = transformer.tokenizer()
     end = tokenizer.eos_token_id
     room = context_length - len(start)
     rest: list[int] = []
-    for ids, was_tokenised in _tokenised(documents, transformer):
-        if was_tokenised and len(ids) == context_length and not rest:
-            yield ids
-            continue
-        rest += ids
+    begins, skipped = place, place.offset
+    for document, (ids, was_tokenised) in enumerate(_tokenised(documents, transformer), place.document):
+        if not rest and not skipped:
+            begins = Place(document, 0)
+            if was_tokenised and len(ids) == context_length:
+                yield begins, ids
+                continue
+        before, skipped = len(rest) - skipped, 0
+        rest += ids[-before:] if before < 0 else ids
         if end is not None and ids and ids[-1] != end:
             rest.append(end)
         whole = len(rest) // room * room
         for i in range(0, whole, room):
-            yield start + rest[i : i + room]
+            yield begins, start + rest[i : i + room]
+            begins = Place(document, i + room - before)
         del rest[:whole]
 
 

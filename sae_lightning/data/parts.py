@@ -9,11 +9,11 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from sae_lightning.data.manifest import SCHEMA, STAMPS, Manifest, shard_name
+from sae_lightning.data.manifest import SCHEMA, SHARE, STAMPS, Manifest, Share, shard_name, with_share, without_share
 from sae_lightning.data.store import Store, stamp
 from sae_lightning.data.writer import StoreWriter
 from sae_lightning.errors import InputError
@@ -21,20 +21,8 @@ from sae_lightning.files import is_disk_full, replacing, sync_folder, write_json
 
 OF_TEXT = ("text", "images", "seed", "sequences")
 """What an identity says about the text that was read, or the images; all else of it must be equal in stores that are joined."""
-TEXTS, SHARE = "texts", "share"
-"""What the identity of a joined store has instead, one entry for each text; and which part of all this a store holds, if not the whole."""
-
-
-class Share(NamedTuple):
-    """The sequences first … stop − 1 of the `of` sequences of a whole."""
-
-    first: int
-    stop: int
-    of: int
-
-    @property
-    def is_whole(self) -> bool:
-        return self == (0, self.of, self.of)
+TEXTS = "texts"
+"""What the identity of a joined store has instead: one entry for each text."""
 
 
 def merge(folders: Sequence[Path], to: Path) -> Store:
@@ -88,7 +76,7 @@ def split(folder: Path, parts: int, to: Path) -> list[Store]:
                 raise InputError(f"part {i} of {folder} would have no rows: cut it into fewer parts")
             part = dataclasses.replace(
                 manifest,
-                identity=_with_share(_without_share(manifest.identity), Share(start, start + sequences, of)),
+                identity=with_share(without_share(manifest.identity), Share(start, start + sequences, of)),
                 sequences=sequences,
                 shards=[dataclasses.replace(shard, name=shard_name(j)) for j, shard in enumerate(shards)],
                 schema=SCHEMA,
@@ -107,7 +95,7 @@ def _grouped(stores: list[Store]) -> list[list[Store]]:
     groups: dict[str, list[Store]] = {}
     for store in stores:
         _check_compatible(stores[0], store)
-        groups.setdefault(json.dumps(_texts_of(_without_share(store.identity)), sort_keys=True), []).append(store)
+        groups.setdefault(json.dumps(_texts_of(without_share(store.identity)), sort_keys=True), []).append(store)
     for group in groups.values():
         group.sort(key=_share)
         for a, b in itertools.pairwise(group):
@@ -142,15 +130,15 @@ def _check_compatible(a: Store, b: Store) -> None:
 
 
 def _joined_identity(groups: list[list[Store]]) -> dict[str, Any]:
-    whole = [_without_share(group[0].identity) for group in groups]
+    whole = [without_share(group[0].identity) for group in groups]
     shares = [Share(_share(group[0]).first, _share(group[-1]).stop, _share(group[0]).of) for group in groups]
     if len(groups) == 1:
-        return _with_share(whole[0], shares[0])
+        return with_share(whole[0], shares[0])
     texts = []
     for identity, share, group in zip(whole, shares, groups, strict=True):
         if TEXTS in identity and not share.is_whole:
             raise InputError(f"{group[0].path} is a part of a store of several texts: merge it with the other parts first")
-        texts += [text if TEXTS in identity else _with_share(text, share) for text in _texts_of(identity)]
+        texts += [text if TEXTS in identity else with_share(text, share) for text in _texts_of(identity)]
     common = {key: value for key, value in whole[0].items() if key not in (*OF_TEXT, TEXTS)}
     return common | {TEXTS: texts}
 
@@ -169,14 +157,6 @@ def _sources(identity: dict[str, Any]) -> set[str]:
 def _share(store: Store) -> Share:
     share = store.identity.get(SHARE)
     return Share(0, store.sequences, store.sequences) if share is None else Share(**share)
-
-
-def _with_share(identity: dict[str, Any], share: Share) -> dict[str, Any]:
-    return identity if share.is_whole else identity | {SHARE: share._asdict()}
-
-
-def _without_share(identity: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if key != SHARE}
 
 
 def _described(store: Store) -> str:

@@ -59,6 +59,10 @@ class Documents(Text):
     def documents(self) -> Iterator[Document]:
         """All documents, from the first one on. Errors: InputError."""
 
+    def numbered(self, first: int) -> Iterator[Document]:
+        """Documents number `first`, `first` + 1, …; what is passed over is not tokenised. Errors: InputError."""
+        return itertools.islice(self.documents(), first, None)
+
     def sequences(self, transformer: Transformer, context_length: int, start: int, seed: int) -> Iterator[list[int]]:
         return itertools.islice(packed(self.documents(), transformer, context_length, self.prepend_bos), start, None)
 
@@ -144,10 +148,15 @@ class HubText(HubRows, Documents):
             raise InputError(f"data set '{self.path}' has no rows in split '{self.split}'")
 
     def documents(self) -> Iterator[Document]:
+        """A row each; one without a document is an empty one."""
+        return self.numbered(0)
+
+    def numbered(self, first: int) -> Iterator[Document]:
         with one_line(f"data set '{self.path}'"):
-            for number, document in enumerate(self.values(self.open())):
+            rows = self.open()
+            for number, document in enumerate(self.values(rows.skip(first) if first else rows), first):
                 if document is None:
-                    continue
+                    document = [] if self.is_tokenized else ""
                 if isinstance(document, str) == self.is_tokenized:
                     holds = "text: set is_tokenized=false" if self.is_tokenized else "no text: set is_tokenized=true if it holds token ids"
                     raise InputError(f"column '{self.column}' of data set '{self.path}' holds {holds} (row {number})")

@@ -41,8 +41,8 @@ class StoreWriter:
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are still to be harvested: those that were never written, and those that somebody deleted."""
-        written = self.manifest.shards
-        if any(shard.first_sequence != i * self.manifest.shard_sequences for i, shard in enumerate(written)):
+        written, first = self.manifest.shards, self.manifest.share.first
+        if any(shard.first_sequence != first + i * self.manifest.shard_sequences for i, shard in enumerate(written)):
             raise InputError(f"{self.folder} was merged from shards of several sizes, which cannot be harvested one by one: delete it")
         return [i for i in range(self.manifest.shards_expected()) if i >= len(written) or not (self.folder / written[i].name).exists()]
 
