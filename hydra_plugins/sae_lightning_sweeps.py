@@ -37,6 +37,16 @@ class GridSweeper(_Ours):
         sweep(self.config, self.hydra_context.config_loader, self.launcher, arguments)
 
 
+class PartsSweeper(_Ours):
+    """hydra/sweeper=parts, of python -m sae_lightning.data.harvest"""
+
+    def sweep(self, arguments: list[str]) -> None:
+        from sae_lightning.sweeps.parts import sweep
+
+        assert self.config is not None and self.hydra_context is not None and self.launcher is not None
+        sweep(self.config, self.hydra_context.config_loader, self.launcher, arguments)
+
+
 class OptunaSweeper(_Ours):
     """hydra/sweeper=optuna"""
 
@@ -72,6 +82,11 @@ class GridConf:
 
 
 @dataclass
+class PartsConf:
+    _target_: str = "hydra_plugins.sae_lightning_sweeps.PartsSweeper"
+
+
+@dataclass
 class OptunaConf:
     _target_: str = "hydra_plugins.sae_lightning_sweeps.OptunaSweeper"
     params: Any = "${sweep.space}"
@@ -90,5 +105,6 @@ class Register(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         store = ConfigStore.instance()
         store.store(group="hydra/sweeper", name="grid", node=GridConf, provider="sae_lightning")
+        store.store(group="hydra/sweeper", name="parts", node=PartsConf, provider="sae_lightning")
         store.store(group="hydra/launcher", name="processes", node=ProcessesConf, provider="sae_lightning")
         store.store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="sae_lightning")

@@ -136,6 +136,9 @@ def _merge(arguments: argparse.Namespace) -> None:
     share = store.identity.get(SHARE)
     part = f", sequences {share['first']} to {share['stop'] - 1} of {share['of']}" if share else ""
     print(f"{store.path}: {store.rows:,} rows, {len(store.manifest.shards)} shards{part}")
+    if store.sequences < store.manifest.sequences:
+        what = "images" if store.manifest.is_of_images else "text"
+        print(f"the {what} ended after {store.sequences:,} of {store.manifest.sequences:,} sequences that were asked for", file=sys.stderr)
 
 
 def _split(arguments: argparse.Namespace) -> None:

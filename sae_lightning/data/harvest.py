@@ -336,6 +336,6 @@ def _existing(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    from sae_lightning.data.harvest_command import main
+    from sae_lightning.run.harvest import main
 
     sys.exit(main())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sae_lightning.data.manifest import SCHEMA, SHARE, STAMPS, Manifest, Share, shard_name, with_share, without_share
+from sae_lightning.data.shares import folder_of_parts, number_of, ranges
 from sae_lightning.data.store import Store, stamp
 from sae_lightning.data.writer import StoreWriter
 from sae_lightning.errors import InputError
@@ -33,19 +34,21 @@ def merge(folders: Sequence[Path], to: Path) -> Store:
     the first store's rows were judged by (`median_norms`) are the new store's; counts of large norms add up as they were made.
 
     Errors: InputError for stores of another transformer, other hook points, context length, dtype or exclusions; for parts that overlap
-    or leave a gap; for stores that hold rows of the same text and seed and are not parts of one whole; for `to` that is there already.
+    or leave a gap; for less than all parts where `to` is the place of the whole; for stores that hold rows of the same text and seed and
+    are not parts of one whole; for `to` that is there already.
     """
     if len(folders) < 2:
         raise InputError("merge joins two stores or more: name them")
     with appearing(to) as temporary:
         groups = _grouped([Store(folder) for folder in folders])
+        _check_place(groups, to)
         stores = [store for group in groups for store in group]
         first = stores[0].manifest
         shards = [(store.path / shard.name, shard) for store in stores for shard in store.manifest.shards]
         manifest = dataclasses.replace(
             first,
             identity=_joined_identity(groups),
-            sequences=sum(store.sequences for store in stores),
+            sequences=sum(share.stop - share.first for share in map(_share, stores)),
             shards=[dataclasses.replace(shard, name=shard_name(i)) for i, (_, shard) in enumerate(shards)],
             schema=SCHEMA,
         )
@@ -63,7 +66,7 @@ def split(folder: Path, parts: int, to: Path) -> list[Store]:
     """
     with appearing(to) as temporary:
         store = Store(folder)
-        manifest, (start, _, of) = store.manifest, _share(store)
+        manifest, (start, stop, of) = store.manifest, _share(store)
         if not 1 <= parts <= len(manifest.shards):
             raise InputError(
                 f"{folder} has {len(manifest.shards)} shards: it can be cut into 1 to {len(manifest.shards)} parts, not {parts}"
@@ -76,7 +79,7 @@ def split(folder: Path, parts: int, to: Path) -> list[Store]:
                 raise InputError(f"part {i} of {folder} would have no rows: cut it into fewer parts")
             part = dataclasses.replace(
                 manifest,
-                identity=with_share(without_share(manifest.identity), Share(start, start + sequences, of)),
+                identity=with_share(without_share(manifest.identity), Share(start, stop if i == parts - 1 else start + sequences, of)),
                 sequences=sequences,
                 shards=[dataclasses.replace(shard, name=shard_name(j)) for j, shard in enumerate(shards)],
                 schema=SCHEMA,
@@ -102,8 +105,10 @@ def _grouped(stores: list[Store]) -> list[list[Store]]:
             if _share(a).of != _share(b).of or _share(a).stop > _share(b).first:
                 raise InputError(f"{a.path} and {b.path} overlap: {_described(a)} and {_described(b)}; leave one of them out")
             if _share(a).stop < _share(b).first:
-                gap = f"sequences {_share(a).stop} to {_share(b).first - 1}"
-                raise InputError(f"there is a gap between {a.path} and {b.path}: {gap} are in none; name the part that holds them")
+                gap = f"sequences {_share(a).stop} to {_share(b).first - 1} are in none"
+                raise InputError(
+                    f"there is a gap between {a.path} and {b.path}: {gap}; {_missing(group) or 'name the part that holds them'}"
+                )
     for a, b in itertools.combinations(stores, 2):
         if {shard.sha256 for shard in a.manifest.shards} & {shard.sha256 for shard in b.manifest.shards}:
             raise InputError(f"{a.path} and {b.path} hold the same rows: leave one of them out")
@@ -112,6 +117,31 @@ def _grouped(stores: list[Store]) -> list[list[Store]]:
         if common:
             raise InputError(f"{a[0].path} and {b[0].path} both hold rows of {common.pop()} and are not parts of one store: leave one out")
     return list(groups.values())
+
+
+def _check_place(groups: list[list[Store]], to: Path) -> None:
+    """Errors: InputError where some parts would take the place at which a run looks for all of them."""
+    for group in groups:
+        share = Share(_share(group[0]).first, _share(group[-1]).stop, _share(group[0]).of)
+        if not share.is_whole and any(store.path.absolute().parent == folder_of_parts(to.absolute()) for store in group):
+            raise InputError(
+                f"{to} is the place of all {share.of} sequences, and these are {share.first} to {share.stop - 1}: "
+                f"{_missing(group) or 'name the other parts'}; or join these in another folder (--to)"
+            )
+
+
+def _missing(group: list[Store]) -> str:
+    """Which of the parts that folders are named as is not among them; empty where that cannot be known."""
+    numbers = [number_of(store.path.absolute()) for store in group]
+    found = [number for number in numbers if number is not None]
+    parts = {number.parts for number in found}
+    if len(found) < len(group) or len(parts) != 1:
+        return ""
+    (of,) = parts
+    lost = sorted(set(range(of)) - {number.part for number in found})
+    which = f"parts {ranges(lost)} of {of} are" if len(lost) > 1 else f"part {lost[0]} of {of} is"
+    again = ",".join(map(str, lost))
+    return f"{which} missing: name what is there, harvest what is not (python -m sae_lightning.data.harvest -m … data.part={again} data.parts={of})"
 
 
 def _check_compatible(a: Store, b: Store) -> None:

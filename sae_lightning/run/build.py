@@ -33,7 +33,7 @@ from sae_lightning.models.base import SAE
 from sae_lightning.models.start import check_start, check_views
 from sae_lightning.module import SAEModule
 from sae_lightning.report.run_page import Page
-from sae_lightning.run.check import OF_BUILD
+from sae_lightning.run.check import OF_BUILD, OF_HARVEST, PARTS_ARE_HARVESTED
 from sae_lightning.run.checkpoints import newest
 from sae_lightning.run.instantiate import instantiate
 from sae_lightning.run.quiet import quiet
@@ -147,10 +147,10 @@ def build_sae(cfg: DictConfig, data: RowsDataModule) -> SAE:
         raise InputError(
             f"this dictionary needs data.views={views}, and data gives {data.views}: write `views: ${{dictionary.views}}` into the data's yaml"
         )
-    return instantiate(_own(cfg, "model"))(dictionary=partial(instantiate(_own(cfg, "dictionary")), data.shape))
+    return instantiate(own(cfg, "model"))(dictionary=partial(instantiate(own(cfg, "dictionary")), data.shape))
 
 
-def _own(cfg: DictConfig, group: str) -> DictConfig:
+def own(cfg: DictConfig, group: str) -> DictConfig:
     """A node without the keys that are not its object's."""
     node = copy.copy(cfg[group])
     with open_dict(node):
@@ -180,8 +180,10 @@ def _finetune(cfg: DictConfig, data: RowsDataModule) -> FineTune | None:
 
 
 def build_data(cfg: DictConfig) -> RowsDataModule:
-    """The source of rows alone."""
-    data: RowsDataModule = instantiate(cfg.data)
+    """The source of rows alone. Errors: InputError for a part of one."""
+    if any(OmegaConf.select(cfg, key) is not None for key in OF_HARVEST):
+        raise InputError(PARTS_ARE_HARVESTED)
+    data: RowsDataModule = instantiate(own(cfg, "data"))
     data.repeat_batches = cfg.repeat_batches
     return data
 

@@ -27,8 +27,14 @@ ALLOWED = (
 """Other people's modules whose classes a `_target_` may name; of these the class itself, nothing that it merely imports."""
 FOR_HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.", "optuna.samplers.", "optuna.pruners.")
 """Allowed below the key `hydra`, where Hydra itself accepts only plugins."""
-OF_BUILD = {"model.init_from": "str | None", "model.loss": "Literal['reconstruction', 'kl']", "dictionary.views": "str"}
-"""Keys beside an object's parameters that `build` takes for itself, and what their values are: every architecture, every dictionary has them."""
+OF_HARVEST = {"data.part": "int | None", "data.parts": "int | None"}
+"""Keys beside an object's parameters that the harvest takes for itself."""
+OF_BUILD = {"model.init_from": "str | None", "model.loss": "Literal['reconstruction', 'kl']", "dictionary.views": "str"} | OF_HARVEST
+"""The same of `build`, and what their values are: every architecture, every dictionary has them."""
+PARTS_ARE_HARVESTED = (
+    "python -m sae_lightning.data.harvest makes stores in parts, python -m sae_lightning.data.store merge joins them, and what trains "
+    "finds the whole: leave out data.part and data.parts"
+)
 SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SHARDED = ("fsdp", "deepspeed", "model_parallel", "ModelParallel", "FSDP", "DeepSpeed")
 NOT_SHARDED = (

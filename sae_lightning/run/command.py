@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from sae_lightning.errors import InputError
-from sae_lightning.run.check import NOT_SHARDED, SHARDED, check
+from sae_lightning.run.check import NOT_SHARDED, OF_HARVEST, PARTS_ARE_HARVESTED, SHARDED, check
 from sae_lightning.run.composer import Composer, as_if_running, holds, leaves, one_line, parsed, unsaid
 from sae_lightning.run.intervals import check_intervals
 from sae_lightning.run.suggest import cost, did_you_mean, nearest
@@ -186,6 +186,8 @@ def _check_key(composer: Composer, defaults: DictConfig, override: Override) -> 
         raise InputError(f"{line}: every key at the top is needed; set it to another value")
     if holds(defaults, key) or override.is_add() or override.is_force_add():
         return
+    if key in OF_HARVEST:
+        raise InputError(f"{line}: {PARTS_ARE_HARVESTED}")
     is_hydra = key.startswith("hydra.")
     names = [name for name in leaves(defaults, inner=override.is_delete()) if name.startswith("hydra.") == is_hydra]
     near = nearest(key, names + (list(composer.groups) if is_top else []))

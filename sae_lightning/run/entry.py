@@ -1,4 +1,4 @@
-"""What `train.py` and `evaluate.py` are wrapped in."""
+"""What `train.py`, `evaluate.py` and the harvest are wrapped in."""
 
 import functools
 import inspect
@@ -37,8 +37,8 @@ class _Refused(BaseException):
         self.problem = problem
 
 
-def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
-    """Decorates `main(cfg)` of a script with a folder `conf` beside it.
+def entry(config_name: str, conf: Path | None = None) -> Callable[[Main], Callable[..., Any]]:
+    """Decorates `main(cfg)` of a script with a folder `conf` beside it. Of a command whose `conf` is elsewhere: it has no folder of its own.
 
     The command line is composed and checked first: a mistake is one line on stderr with the nearest valid name, exit code 2, and no
     folder. So is an InputError that `main` raises, however late; any other exception keeps its traceback (exit code 1).
@@ -55,7 +55,7 @@ def entry(config_name: str) -> Callable[[Main], Callable[..., Any]]:
             if rank() == 0:
                 follow_parent()
             try:
-                _run(main, config_name)
+                _run(main, config_name, conf)
             except InputError as problem:
                 _refuse(problem, is_early=True)
             except _Refused as refused:
@@ -79,8 +79,8 @@ def input_error(error: BaseException | None) -> InputError | None:
     return error
 
 
-def _run(main: Main, config_name: str) -> None:
-    conf = Path(inspect.getfile(main)).resolve().parent / "conf"
+def _run(main: Main, config_name: str, elsewhere: Path | None) -> None:
+    conf = elsewhere or Path(inspect.getfile(main)).resolve().parent / "conf"
     command = read(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"
     keep: list[Path] = []
@@ -91,11 +91,11 @@ def _run(main: Main, config_name: str) -> None:
             return
         command, composer = _replayed(command, composer, conf, config_name)
         cfg = validate(composer, command.words, command.flags.multirun)
-        keep = [existing(_folder(cfg, command.flags.multirun))]
+        keep = [existing(_folder(cfg, command.flags.multirun), "paths.stores" if elsewhere else "paths.outputs")]
     sys.argv[1:] = command.argv
     sweeps: set[Path] = set()
     try:
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(_task(main, keep, sweeps))()
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(_task(main, keep, sweeps, elsewhere is None))()
     finally:
         for folder in sweeps:
             remove_traces(folder, keep)
@@ -145,16 +145,16 @@ def help_text(composer: Composer) -> str:
     return string.Template(composer.compose([]).hydra.help.template).safe_substitute(shown).rstrip()
 
 
-def _task(main: Main, keep: list[Path], sweeps: set[Path]) -> Main:
+def _task(main: Main, keep: list[Path], sweeps: set[Path], has_folder: bool) -> Main:
     """`main`, with what it refuses taken out of Hydra's hands and its empty folder removed.
 
-    sweeps: gets the folders of the sweeps that have such jobs.
+    sweeps: gets the folders of the sweeps that have such jobs; has_folder: whether to say which one it writes into.
     """
 
     @functools.wraps(main)
     def task(cfg: DictConfig) -> Objective:
         job = HydraConfig.get()
-        if rank() == 0:
+        if rank() == 0 and has_folder:
             log.info("folder: %s", job.runtime.output_dir)
         try:
             with telling(Path(job.runtime.output_dir)) as told:

@@ -216,15 +216,18 @@ def recorded_config(folder: str | Path) -> DictConfig:
     return cfg
 
 
-def existing(path: Path) -> Path:
-    """The deepest folder above `path`, or `path` itself, that is there already. Errors: InputError if one cannot write into it."""
+def existing(path: Path, key: str = "paths.outputs") -> Path:
+    """The deepest folder above `path`, or `path` itself, that is there already. Errors: InputError if one cannot write into it.
+
+    key: what says where `path` is.
+    """
     path = path.absolute()
     while not path.exists():
         path = path.parent
     if not path.is_dir():
-        raise InputError(f"{path} is a file where a folder is needed: choose another place with paths.outputs=…")
+        raise InputError(f"{path} is a file where a folder is needed: choose another place with {key}=…")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"{path} cannot be written to: choose another place with paths.outputs=…")
+        raise InputError(f"{path} cannot be written to: choose another place with {key}=…")
     return path
 
 

@@ -38,7 +38,7 @@ def sweep(config: DictConfig, loader: ConfigLoader, launcher: Launcher, words: S
         for job, ended in zip(batch, returns, strict=True):
             if ended.status != JobStatus.COMPLETED:
                 failed.append(job)
-                say("%s failed: %s", job.folder.name, _why(ended._return_value))
+                say("%s failed: %s", job.folder.name, why(ended._return_value))
     if failed:
         names = ", ".join(job.folder.name for job in failed)
         raise HydraException(f"{len(failed)} of {len(found)} jobs failed: {names}; mend what is wrong and type the same command again")
@@ -70,5 +70,5 @@ def _is_left(job: Job) -> bool:
     return status not in (*ENDED, "at work")
 
 
-def _why(error: object) -> str:
+def why(error: object) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0]}" if isinstance(error, Exception) and str(error) else repr(error)

@@ -1,4 +1,4 @@
-"""Runs side by side, each a plain `python train.py …` in a process of its own, with devices of its own."""
+"""Runs side by side, each a plain `python train.py …` (or `-m` of a module) in a process of its own, with devices of its own."""
 
 import contextlib
 import os
@@ -125,7 +125,9 @@ def command(config: DictConfig, words: Sequence[str], folder: Path, argv: Sequen
     """What starts one job of a sweep by itself. `argv`: the command line of the sweep, for its flags."""
     typed = read(sys.argv[1:] if argv is None else argv)
     flags = [word for word in typed.argv if word not in typed.words and word not in ("-m", "--multirun")]
-    begin = [sys.executable, os.path.abspath(sys.argv[0]), *flags]
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    is_module = module is not None and module.origin == sys.argv[0]  # python -m
+    begin = [sys.executable, *(["-m", module.name] if is_module else [os.path.abspath(sys.argv[0])]), *flags]
     if any(word.startswith("resume=") for word in words):
         return [*begin, f"resume={quoted(folder)}"]
     own = [word for word in OmegaConf.to_container(config.hydra.overrides.hydra) or [] if not _is_of_a_sweep(str(word))]  # type: ignore[union-attr]
