@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from sae_lightning.run.harvest import Wanted, report, wanted
 from sae_lightning.run.folder import existing
+from sae_lightning.run.harvest import Wanted, report, wanted
 from sae_lightning.sweeps.grid import combinations, why
 from sae_lightning.sweeps.jobs import composed, launched, quoted, say
 
