@@ -20,7 +20,7 @@ NEEDS_A_VALUE = r"must be given: add [\w.]+=…$"
 
 @pytest.fixture(scope="module")
 def composers() -> dict[str, Composer]:
-    return {name: Composer(CONF, name) for name in ("train", "evaluate")}
+    return {name: Composer(CONF, name) for name in ("train", "evaluate", "harvest")}
 
 
 @pytest.mark.parametrize("path", YAMLS)
