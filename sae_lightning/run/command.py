@@ -4,12 +4,13 @@ import argparse
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.check import NOT_SHARDED, OF_HARVEST, PARTS_ARE_HARVESTED, SHARDED, check
@@ -89,7 +90,7 @@ def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig
     """Every choice of every group, combined, since a key exists for one option and not for another; every value once with each."""
     first = [_alternatives(composer, o)[0] for o in overrides]
     whole, _ = _validate_job(composer, first)
-    params = (whole.hydra.get("sweeper") or {}).get("params") or {}
+    params = _params(whole)
     overrides = overrides + [parsed(word) for word in unsaid(params, overrides)]
     if whole.hydra.runtime.choices.get("hydra/sweeper") == "optuna":
         _check_search(composer, overrides)
@@ -110,6 +111,14 @@ def _validate_sweep(composer: Composer, overrides: list[Override]) -> DictConfig
                     check(changed, defaults)
                     check_intervals(changed)
     return whole
+
+
+def _params(cfg: DictConfig) -> Mapping[str, str]:
+    """What a sweeper adds to the words. Errors: InputError for one that reads what this configuration has not."""
+    try:
+        return (cfg.hydra.get("sweeper") or {}).get("params") or {}
+    except OmegaConfBaseException:
+        raise InputError(f"hydra/sweeper={cfg.hydra.runtime.choices.get('hydra/sweeper')} is of train.py: leave it out") from None
 
 
 def _check_search(composer: Composer, overrides: Sequence[Override]) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import sae_lightning
 from sae_lightning.data.shares import check_part, folder_of_parts, ranges
@@ -37,7 +37,11 @@ class Wanted(NamedTuple):
         return self.whole if self.part is None or self.parts is None else self.whole.part(self.part, self.parts)
 
     def is_complete(self) -> bool:
-        return self.whole.is_complete() or self.store.is_complete()
+        """Also where what is there cannot be read, which the harvest will say: False."""
+        try:
+            return self.whole.is_complete() or self.store.is_complete()
+        except InputError:
+            return False
 
 
 @entry("harvest", folder_of_configurations())
@@ -53,8 +57,11 @@ def main(cfg: DictConfig) -> None:
     print(f"{store.path}{' is complete' if was_complete else ''}: {rows:,} rows", flush=True)
 
 
-def wanted(cfg: DictConfig) -> Wanted:
-    """Nothing heavy is done yet. Errors: InputError for what cannot be harvested, and for a part that there is not."""
+def wanted(cfg: DictConfig, known: "dict[str, Harvesting] | None" = None) -> Wanted:
+    """Nothing heavy is done yet. known: the wholes of earlier calls, which are not looked at again.
+
+    Errors: InputError for what cannot be harvested, and for a part that there is not.
+    """
     part, parts = cfg.data.part, cfg.data.parts
     if part is not None and parts is None:
         raise InputError(f"data.part={part} of how many? add data.parts=…")
@@ -62,23 +69,29 @@ def wanted(cfg: DictConfig) -> Wanted:
         check_part(part, parts)
     if "_target_" not in cfg.data:
         raise InputError(f"what is to be harvested? add data=…, one of those that {COMMAND} --help lists")
-    from sae_lightning.data.datamodule import ActivationDataModule
-    from sae_lightning.data.harvest import Harvesting
-    from sae_lightning.data.live import LiveDataModule
     from sae_lightning.run.build import own
-    from sae_lightning.run.instantiate import instantiate
 
-    data = instantiate(own(cfg, "data"))
-    if isinstance(data, LiveDataModule):
-        raise InputError("data.mode=live has no store: leave it out, and a store is harvested")
-    if not (isinstance(data, ActivationDataModule) and isinstance(data.source, Harvesting)):
-        raise InputError(
-            "there is nothing to harvest: these rows are there, or made while an SAE is trained; choose a text, or data=images"
-        )
-    whole = data.source
+    data, known = own(cfg, "data"), {} if known is None else known
+    words = OmegaConf.to_yaml(data, resolve=True)
+    whole = known[words] = known.get(words) or _harvest(data)
     if parts is not None:
         whole.part(0 if part is None else part, parts)
     return Wanted(whole, part, parts)
+
+
+def _harvest(node: DictConfig) -> "Harvesting":
+    """What makes the store of a source of rows. Errors: InputError for one that has none."""
+    from sae_lightning.data.datamodule import ActivationDataModule
+    from sae_lightning.data.harvest import Harvesting
+    from sae_lightning.data.live import LiveDataModule
+    from sae_lightning.run.instantiate import instantiate
+
+    data = instantiate(node)
+    if isinstance(data, LiveDataModule):
+        raise InputError("data.mode=live has no store: leave it out, and a store is harvested")
+    if not (isinstance(data, ActivationDataModule) and isinstance(data.source, Harvesting)):
+        raise InputError("there is nothing to harvest, these rows are there or made while an SAE is trained: choose a text, or data=images")
+    return data.source
 
 
 # -- what there is ------------------------------------------------------------------------------------------------------
@@ -89,24 +102,31 @@ def report(whole: "Harvesting", parts: int) -> bool:
     if whole.is_complete():
         print(f"{whole.path} is complete: {whole.ensure().rows:,} rows; its parts are not needed")
         return True
-    complete, begun, missing = [], [], []
+    complete, begun, missing, unusable = [], {}, [], {}
     for part in range(parts):
         store = whole.part(part, parts)
-        manifest = store.manifest()
+        try:
+            manifest = store.manifest()
+        except InputError as error:
+            unusable[part] = f"{part} ({error})"
+            continue
         if store.is_complete():
             complete.append(part)
         elif manifest is None:
             missing.append(part)
         else:
             there = sum((store.path / shard.name).exists() for shard in manifest.shards)
-            begun.append((part, f"{part} ({there} of {manifest.shards_expected()} shards)"))
-    folder = folder_of_parts(whole.path)
+            begun[part] = f"{part} ({there} of {manifest.shards_expected()} shards)"
+    folder, left = folder_of_parts(whole.path), sorted([*begun, *missing, *unusable])
     print(f"{folder}: {len(complete)} of {parts} parts are complete")
-    shown = {"complete": ranges(complete), "begun": ", ".join(text for _, text in begun), "missing": ranges(missing)}
-    for (name, text), n in zip(shown.items(), map(len, (complete, begun, missing)), strict=True):
-        if n:
-            print(f"  {name:8} {n:>5}  {text}")
-    left = sorted([*missing, *(part for part, _ in begun)])
+    for name, which, text in (
+        ("complete", complete, ranges(complete)),
+        ("begun", begun, ", ".join(begun.values())),
+        ("missing", missing, ranges(missing)),
+        ("unusable", unusable, "; ".join(unusable.values())),
+    ):
+        if which:
+            print(f"  {name:8} {len(which):>5}  {text}")
     if left:
         print(f"harvest what is left:  {_again(left, parts)}")
     else:

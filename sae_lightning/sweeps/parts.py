@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from sae_lightning.data.harvest import Harvesting
 from sae_lightning.run.folder import existing
 from sae_lightning.run.harvest import Wanted, report, wanted
 from sae_lightning.sweeps.grid import combinations, why
@@ -36,7 +37,8 @@ def sweep(config: DictConfig, loader: ConfigLoader, launcher: Launcher, words: S
     Errors: HydraException where some failed; InputError, before anything is launched.
     """
     folder = Path(str(config.hydra.sweep.dir)).absolute()
-    jobs = [Job(i, one, wanted(composed(config, loader, i, one))) for i, one in enumerate(combinations(words, loader, False))]
+    known: dict[str, Harvesting] = {}
+    jobs = [Job(i, one, wanted(composed(config, loader, i, one), known)) for i, one in enumerate(combinations(words, loader, False))]
     left = [job for job in jobs if not job.wanted.is_complete()]
     if left and len(left) < len(jobs):
         say("%d of %d are left", len(left), len(jobs))

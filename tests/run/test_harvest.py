@@ -64,57 +64,66 @@ def left(folder: Path) -> set[str]:
 
 
 @forks
-def test_a_store_is_harvested_once_and_a_training_finds_it(words: str, tmp_path: Path):
+def test_a_store_is_harvested_once_and_a_training_finds_it(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     code, out, err = typed(words, tmp_path)
     assert (code, err) == (0, "")
     assert left(tmp_path) == {"stores"}
     (store,) = (tmp_path / "stores").iterdir()
-    assert out.splitlines()[-1] == f"stores/{store.name}: 768 rows"
+    assert out.splitlines()[-1] == f"stores/{store.name}: 683 rows"  # of 768 tokens the others are EOS
     before = files(store)
-    assert typed(words, tmp_path) == (0, f"stores/{store.name} is complete: 768 rows\n", "")
-    assert typed(f"{words} data.part=1 data.parts=3", tmp_path) == (0, f"stores/{store.name} is complete: 768 rows\n", "")
+    monkeypatch.chdir(tmp_path)
+    for more in ("", " data.part=1 data.parts=3"):
+        assert said(words + more, capsys) == (0, f"stores/{store.name} is complete: 683 rows\n")
+    assert said(f"{words} data.parts=3", capsys) == (0, f"stores/{store.name} is complete: 683 rows; its parts are not needed\n")
     assert files(store) == before
-    cfg = validate(COMPOSERS["train"], [*words.split(), f"paths.stores={tmp_path}/stores"])
-    assert build_data(cfg).source.is_complete()
+    assert build_data(validate(COMPOSERS["train"], words.split())).source.is_complete()
 
 
 @forks
-def test_parts_from_the_first_to_the_whole(words: str, tmp_path: Path):
-    one = tmp_path / "one"
-    one.mkdir()
-    assert typed(words, one)[0] == 0
-    (whole,) = (one / "stores").iterdir()
-    assert typed(f"{words} data.part=2 data.parts=4", tmp_path)[0] == 0
-    parts = tmp_path / "stores" / f"{whole.name}.parts"
-    code, out, _ = typed(f"{words} data.parts=4", tmp_path)
+def test_parts_from_the_first_to_the_whole(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["harvest.py", *words.split(), "data.parts=4"])
+    whole = wanted(validate(COMPOSERS["harvest"], [*words.split(), "paths.stores=one"])).whole.ensure().path
+    parts = Path("stores") / f"{whole.name}.parts"
+    assert said(f"{words} data.part=2 data.parts=4", capsys) == (0, f"{parts}/part-00002-of-00004: 113 rows\n")
+    code, out = said(f"{words} data.parts=4", capsys)
     assert code == 1
-    assert out.splitlines()[:3] == [f"stores/{parts.name}: 1 of 4 parts are complete", "  complete     1  2", "  missing      3  0-1, 3"]
-    assert out.splitlines()[3] == f"harvest what is left:  python -m sae_lightning.data.harvest -m {_shown(words)} data.part=0,1,3 data.parts=4"
+    assert out.splitlines()[:3] == [f"{parts}: 1 of 4 parts are complete", "  complete     1  2", "  missing      3  0-1, 3"]
+    assert (
+        out.splitlines()[3]
+        == f"harvest what is left:  python -m sae_lightning.data.harvest -m {_shown(words)} data.part=0,1,3 data.parts=4"
+    )
     (parts / "part-00001-of-00004").mkdir()
     (parts / "part-00001-of-00004" / "manifest.json").write_text("{")
     code, out, err = typed(f"-m {words} data.part=range(0,4) data.parts=4", tmp_path)  # one that fails fails no other
-    assert code == 2
-    assert err == "error: 1 of 4 failed: part 1; mend what is wrong and type the same command again\n"
+    assert (code, err) == (2, "error: 1 of 4 failed: part 1; mend what is wrong and type the same command again\n")
     assert "3 of 4 are left" in out and "part 1 failed: InputError: " in out
-    code, out, _ = typed(f"{words} data.parts=4", tmp_path)
+    code, out = said(f"{words} data.parts=4", capsys)
     assert code == 1
     assert "  complete     3  0, 2-3\n" in out and "  unusable     1  1 (" in out
     shutil.rmtree(parts / "part-00001-of-00004")
     (parts / "part-00000-of-00004" / "shard-00001.safetensors").unlink()
-    code, out, _ = typed(f"{words} data.parts=4", tmp_path)
+    code, out = said(f"{words} data.parts=4", capsys)
     assert "  begun        1  0 (1 of 2 shards)\n" in out and "  missing      1  1\n" in out
     code, out, err = typed(f"-m {words} data.part=range(0,4) data.parts=4", tmp_path)
     assert (code, err) == (0, "")
-    join = f"join them:  python -m sae_lightning.data.store merge stores/{parts.name}/part-*-of-00004 --to stores/{whole.name}"
+    join = f"join them:  python -m sae_lightning.data.store merge {parts}/part-*-of-00004 --to stores/{whole.name}"
     assert out.splitlines()[-1] == join
-    assert typed(f"{words} data.parts=4", tmp_path)[:2] == (0, "\n".join(out.splitlines()[-3:]) + "\n")
-    assert typed(f"-m {words} data.part=range(0,4) data.parts=4", tmp_path)[1].startswith(f"stores/{parts.name}: 4 of 4")
+    assert said(f"{words} data.parts=4", capsys) == (0, f"{parts}: 4 of 4 parts are complete\n  complete     4  0-3\n{join}\n")
     assert left(tmp_path) == {"stores", "one"}  # neither outputs nor multirun
-    merged = tmp_path / "stores" / whole.name
-    assert of_stores(["merge", *map(str, sorted(parts.glob("part-*-of-00004"))), "--to", str(merged)]) == 0
-    assert files(merged) == files(whole)
-    shutil.rmtree(parts)
-    assert typed(f"{words} data.parts=4", tmp_path)[:2] == (0, f"stores/{whole.name} is complete: 768 rows; its parts are not needed\n")
+    assert of_stores(["merge", *map(str, sorted(parts.glob("part-*-of-00004"))), "--to", f"stores/{whole.name}"]) == 0
+    assert files(Path("stores") / whole.name) == files(whole)
+
+
+def said(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and what is printed, in this process."""
+    cfg = validate(COMPOSERS["harvest"], words.split())
+    capsys.readouterr()
+    try:
+        main(cfg)
+    except SystemExit as end:
+        return int(str(end.code)), capsys.readouterr().out
+    return 0, capsys.readouterr().out
 
 
 def _shown(words: str) -> str:
@@ -137,7 +146,7 @@ def _shown(words: str) -> str:
         ("data.part=0 data.parts=1", "what is to be harvested"),
         ("", "what is to be harvested"),
         ("data.max_tokens=5", "max_tokens"),
-        ("model=topk", "there is no group 'model'"),
+        ("model=topk", "Could not override 'model'"),
     ],
 )
 def test_what_cannot_be_harvested_is_refused(more: str, said: str, words: str, tmp_path: Path):
@@ -159,23 +168,27 @@ def test_a_training_has_no_parts(more: str):
 
 @forks
 def test_a_refusal_is_one_line_and_leaves_nothing(tmp_path: Path):
-    for more in ("data=sampled_text data.part=4 data.parts=4", "-m data=sampled_text data.part=range(3,5) data.parts=4"):
-        assert typed(more, tmp_path) == (2, "", "error: data.part=4 is none of data.parts=4: give 0 to 3\n")
-        assert left(tmp_path) == set()
+    found = typed("-m data=sampled_text data.part=range(3,5) data.parts=4", tmp_path)
+    assert found == (2, "", "error: data.part=4 is none of data.parts=4: give 0 to 3\n")
+    assert left(tmp_path) == set()
 
 
 def test_every_launcher_accepts_a_range_of_parts(words: str):
-    for launcher in ("basic", "processes", "submitit_local", "submitit_slurm"):
+    for launcher in ("processes", "submitit_slurm"):
         typed = [*words.split(), "data.part=range(0,64)", "data.parts=64", f"hydra/launcher={launcher}"]
         assert validate(COMPOSERS["harvest"], typed, multirun=True).data.part == 0
 
 
+def test_a_sweeper_of_trainings_is_refused(words: str):
+    with pytest.raises(InputError, match=r"hydra/sweeper=grid is of train\.py: leave it out"):
+        validate(COMPOSERS["harvest"], [*words.split(), "data.part=0,1", "data.parts=2", "hydra/sweeper=grid"], multirun=True)
+
+
 def test_the_dictionary_says_how_many_hook_points_there_are(words: str):
-    own = [word for word in words.split() if not word.startswith("data.transformer.hooks")]
-    chosen = {name: wanted(validate(COMPOSERS["harvest"], [*own, f"dictionary={name}"])).whole.hooks for name in ("transcoder", "crosscoder")}
-    for name, hooks in chosen.items():
-        assert build_data(validate(COMPOSERS["train"], [*own, f"dictionary={name}"])).source.hooks == hooks
-        assert len(hooks) > 1
+    own = [word for word in words.split() if not word.startswith("data.transformer.hooks")] + ["dictionary=transcoder"]
+    hooks = wanted(validate(COMPOSERS["harvest"], own)).whole.hooks
+    assert len(hooks) == 2
+    assert build_data(validate(COMPOSERS["train"], own)).source.hooks == hooks
 
 
 def test_a_job_of_a_process_is_the_same_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
