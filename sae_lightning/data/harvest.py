@@ -1,12 +1,18 @@
 """Making an activation store: a transformer reads a text, or images; what happens at its hook points is written down."""
 
+import sys
+
+if __name__ == "__main__":  # here, so that what is wrong with a command is said before torch is imported
+    from sae_lightning.run.harvest import main
+
+    sys.exit(main())
+
 import abc
 import copy
 import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -333,9 +339,3 @@ def _existing(folder: Path) -> Path:
     """The nearest folder above that exists."""
     folder = folder.absolute()
     return folder if folder.exists() else _existing(folder.parent)
-
-
-if __name__ == "__main__":
-    from sae_lightning.run.harvest import main
-
-    sys.exit(main())

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 import sae_lightning
-from sae_lightning.data.shares import check_part, folder_of_parts, ranges
 from sae_lightning.errors import InputError
 from sae_lightning.run.entry import entry
 
@@ -62,6 +61,8 @@ def wanted(cfg: DictConfig, known: "dict[str, Harvesting] | None" = None) -> Wan
 
     Errors: InputError for what cannot be harvested, and for a part that there is not.
     """
+    from sae_lightning.data.shares import check_part
+
     part, parts = cfg.data.part, cfg.data.parts
     if part is not None and parts is None:
         raise InputError(f"data.part={part} of how many? add data.parts=…")
@@ -102,6 +103,8 @@ def report(whole: "Harvesting", parts: int) -> bool:
     if whole.is_complete():
         print(f"{whole.path} is complete: {whole.ensure().rows:,} rows; its parts are not needed")
         return True
+    from sae_lightning.data.shares import folder_of_parts, ranges
+
     complete, begun, missing, unusable = [], {}, [], {}
     for part in range(parts):
         store = whole.part(part, parts)

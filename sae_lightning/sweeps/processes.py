@@ -126,8 +126,8 @@ def command(config: DictConfig, words: Sequence[str], folder: Path, argv: Sequen
     typed = read(sys.argv[1:] if argv is None else argv)
     flags = [word for word in typed.argv if word not in typed.words and word not in ("-m", "--multirun")]
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    is_module = module is not None and module.origin == sys.argv[0]  # python -m
-    begin = [sys.executable, *(["-m", module.name] if is_module else [os.path.abspath(sys.argv[0])]), *flags]
+    is_script = module is None or module.origin != sys.argv[0]  # and no python -m
+    begin = [sys.executable, *([os.path.abspath(sys.argv[0])] if is_script else ["-m", module.name]), *flags]
     if any(word.startswith("resume=") for word in words):
         return [*begin, f"resume={quoted(folder)}"]
     own = [word for word in OmegaConf.to_container(config.hydra.overrides.hydra) or [] if not _is_of_a_sweep(str(word))]  # type: ignore[union-attr]

@@ -205,14 +205,18 @@ def test_a_job_of_a_process_is_the_same_module(tmp_path: Path, monkeypatch: pyte
     assert made[:5] == [sys.executable, "-m", "sae_lightning.data.harvest", "data=images", "data.part=1"]
 
 
-# Slow: the command and each of its jobs are Pythons of their own.
+# Slow: the command and its job are Pythons of their own.
 @pytest.mark.slow
 def test_submitit(words: str, tmp_path: Path):
+    wanted(
+        validate(COMPOSERS["harvest"], [*words.split(), f"paths.stores={tmp_path}/stores", "data.part=0", "data.parts=2"])
+    ).store.ensure()
     typed = [*words.split(), "-m", "data.part=range(0,2)", "data.parts=2", "hydra/launcher=submitit_local"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-m", "sae_lightning.data.harvest", *typed]
     done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "1 of 2 are left\n" in done.stdout
     assert ": 2 of 2 parts are complete\n" in done.stdout
     (parts,) = (tmp_path / "stores").iterdir()
     whole = tmp_path / "whole"
