@@ -126,8 +126,8 @@ def command(config: DictConfig, words: Sequence[str], folder: Path, argv: Sequen
     typed = read(sys.argv[1:] if argv is None else argv)
     flags = [word for word in typed.argv if word not in typed.words and word not in ("-m", "--multirun")]
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    is_script = module is None or module.origin != sys.argv[0]  # and no python -m
-    begin = [sys.executable, *([os.path.abspath(sys.argv[0])] if is_script else ["-m", module.name]), *flags]
+    script = [os.path.abspath(sys.argv[0])] if module is None or module.origin != sys.argv[0] else ["-m", module.name]
+    begin = [sys.executable, *script, *flags]
     if any(word.startswith("resume=") for word in words):
         return [*begin, f"resume={quoted(folder)}"]
     own = [word for word in OmegaConf.to_container(config.hydra.overrides.hydra) or [] if not _is_of_a_sweep(str(word))]  # type: ignore[union-attr]
