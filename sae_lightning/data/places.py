@@ -92,7 +92,7 @@ class PlacedText(Text):
         while not (known := self._read(of)).leads_to(sequence):
             try:
                 with lock.acquire(timeout=0):
-                    self._extend(self._read(of), sequence, of, transformer, context_length)
+                    return self._extended(self._read(of), sequence, of, transformer, context_length)
             except Timeout:
                 if not has_said:
                     log.info("waiting for another process to find where sequence %d of '%s' begins", sequence, self.name)
@@ -100,10 +100,10 @@ class PlacedText(Text):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         return known
 
-    def _extend(self, known: Known, sequence: int, of: dict[str, Any], transformer: Transformer, context_length: int) -> None:
+    def _extended(self, known: Known, sequence: int, of: dict[str, Any], transformer: Transformer, context_length: int) -> Known:
         """Reads on from the last place that is known until `sequence` begins, or the text ends. The caller holds the lock."""
         if known.leads_to(sequence):
-            return
+            return known
         first = max(known.places, default=0)
         log.info("finding where sequence %d of '%s' begins, from sequence %d on; parts that come after use it", sequence, self.name, first)
         number, written = first - 1, time.monotonic()
@@ -118,6 +118,7 @@ class PlacedText(Text):
         else:
             known = Known(known.places, number + 1)
         self._write(known, of)
+        return known
 
     def _read(self, of: dict[str, Any]) -> Known:
         """Nothing where there is no such file, or one of something else."""

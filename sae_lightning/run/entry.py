@@ -91,7 +91,8 @@ def _run(main: Main, config_name: str, elsewhere: Path | None) -> None:
             return
         command, composer = _replayed(command, composer, conf, config_name)
         cfg = validate(composer, command.words, command.flags.multirun)
-        keep = [existing(_folder(cfg, command.flags.multirun), "paths.stores" if elsewhere else "paths.outputs")]
+        place = "paths.outputs" if elsewhere is None else "paths.multirun" if command.flags.multirun else "paths.stores"
+        keep = [existing(_folder(cfg, command.flags.multirun), place)]
     sys.argv[1:] = command.argv
     sweeps: set[Path] = set()
     try:

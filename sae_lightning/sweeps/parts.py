@@ -12,6 +12,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from sae_lightning.data.harvest import Harvesting
+from sae_lightning.errors import InputError
 from sae_lightning.run.folder import existing
 from sae_lightning.run.harvest import Wanted, report, wanted
 from sae_lightning.sweeps.grid import combinations, why
@@ -39,6 +40,11 @@ def sweep(config: DictConfig, loader: ConfigLoader, launcher: Launcher, words: S
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     known: dict[str, Harvesting] = {}
     jobs = [Job(i, one, wanted(composed(config, loader, i, one), known)) for i, one in enumerate(combinations(words, loader, False))]
+    for job in jobs:
+        if job.wanted.parts is not None and job.wanted.part is None:
+            raise InputError(
+                f"which of the parts? add 'data.part=range(0,{job.wanted.parts})', or leave out -m to see what there is of them"
+            )
     left = [job for job in jobs if not job.wanted.is_complete()]
     if left and len(left) < len(jobs):
         say("%d of %d are left", len(left), len(jobs))

@@ -168,9 +168,12 @@ def test_a_training_has_no_parts(more: str):
 
 @forks
 def test_a_refusal_is_one_line_and_leaves_nothing(tmp_path: Path):
-    found = typed("-m data=sampled_text data.part=range(3,5) data.parts=4", tmp_path)
-    assert found == (2, "", "error: data.part=4 is none of data.parts=4: give 0 to 3\n")
-    assert left(tmp_path) == set()
+    for more, line in (
+        ("data.part=range(3,5) data.parts=4", "data.part=4 is none of data.parts=4: give 0 to 3"),
+        ("data.parts=4", "which of the parts? add 'data.part=range(0,4)', or leave out -m to see what there is of them"),
+    ):
+        assert typed(f"-m data=sampled_text {more}", tmp_path) == (2, "", f"error: {line}\n")
+        assert left(tmp_path) == set()
 
 
 def test_every_launcher_accepts_a_range_of_parts(words: str):
