@@ -11,6 +11,7 @@ import lightning as L
 from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torchmetrics import MetricCollection
 
@@ -125,6 +126,11 @@ def build(cfg: DictConfig) -> Run:
     metrics = MetricCollection(build_all(cfg.metrics))
     module = SAEModule(sae, instantiate(cfg.optimizer), metrics, instantiate(cfg.scheduler), cfg.compile, start, _finetune(cfg, data))
     trainer = _trainer(cfg, is_trained=any(parameter.requires_grad for parameter in sae.parameters()))
+    if trainer.world_size != trainer.num_devices * trainer.num_nodes:
+        raise InputError(
+            f"{trainer.world_size} processes are started for {trainer.num_devices} devices on each of {trainer.num_nodes} machines: "
+            "a Slurm job needs a task for each device, --ntasks-per-node"
+        )
     if trainer.max_steps == 0 and trainer.world_size > 1:
         raise InputError(f"{sae.architecture} has nothing to train, so several processes have nothing to share: add trainer.devices=1")
     if isinstance(trainer.strategy, ShardLatents):
@@ -212,26 +218,33 @@ def build_all(group: DictConfig | None) -> dict[str, Any]:
 
 
 def _trainer(cfg: DictConfig, is_trained: bool) -> L.Trainer:
-    """What has no parameter to train is fitted when it is set up, and does no steps."""
+    """What has no parameter to train is fitted when it is set up, and does no steps. Errors: InputError for what Lightning refuses."""
     callbacks = list(build_all(cfg.callbacks).values())
     with open_dict(cfg):
         loggers = _loggers(cfg)
     length = {} if is_trained else {"max_steps": 0, "limit_train_batches": 0}
-    return instantiate(
-        cfg.trainer,
-        **length,
-        callbacks=callbacks,
-        logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=cfg.paths.run,
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        enable_model_summary=False,
-        max_epochs=1,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-    )
+    try:
+        return instantiate(
+            cfg.trainer,
+            **length,
+            callbacks=callbacks,
+            logger=loggers or False,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=cfg.paths.run,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_model_summary=False,
+            max_epochs=1,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=None,
+            use_distributed_sampler=False,
+        )
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | RuntimeError | ValueError) and not isinstance(
+            error.__cause__, InputError
+        ):
+            raise InputError(f"trainer: {str(error.__cause__).splitlines()[0]}") from error
+        raise
 
 
 def _loggers(cfg: DictConfig) -> list[Logger]:

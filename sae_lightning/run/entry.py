@@ -21,6 +21,7 @@ from sae_lightning.errors import GivenUp, InputError
 from sae_lightning.run.command import Command, read, validate
 from sae_lightning.run.composer import Composer, one_line
 from sae_lightning.run.folder import existing, rank, remove_traces
+from sae_lightning.run.launch import check_launch
 from sae_lightning.run.resume import replay
 from sae_lightning.signals import exit_at_once, follow_parent
 from sae_lightning.sweeps.trial import telling
@@ -91,8 +92,11 @@ def _run(main: Main, config_name: str, elsewhere: Path | None) -> None:
             return
         command, composer = _replayed(command, composer, conf, config_name)
         cfg = validate(composer, command.words, command.flags.multirun)
+        folder = _folder(cfg, command.flags.multirun)
+        if not command.flags.multirun:
+            check_launch(cfg, folder)
         place = "paths.outputs" if elsewhere is None else "paths.multirun" if command.flags.multirun else "paths.stores"
-        keep = [existing(_folder(cfg, command.flags.multirun), place)]
+        keep = [existing(folder, place)]
     sys.argv[1:] = command.argv
     sweeps: set[Path] = set()
     try:

@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.check import check
+from sae_lightning.run.launch import launch_of
 
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 SPARSITY = {"target_l0": "L0_", "k": "k", "sparsity": "l1_"}
@@ -120,9 +121,11 @@ def run_id(environment: Mapping[str, str]) -> str:
     agents = of_agent(environment)
     if agents is not None:
         return agents
-    shared = _launched_together(environment)
-    if shared is not None:
-        return "job_" + hashlib.blake2b(repr(shared).encode(), digest_size=4).hexdigest()
+    launch = launch_of(environment)
+    if launch is not None and not launch.common:
+        raise InputError("torchrun on several machines gives this run no name: add --rdzv-id=<any name, a new one for each run>")
+    if launch is not None:
+        return "job_" + hashlib.blake2b(repr(launch.common).encode(), digest_size=4).hexdigest()
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{''.join(secrets.choice(ALPHABET) for _ in range(4))}"
 
 
@@ -143,28 +146,6 @@ def sweep_name(name: str | None, argv: Sequence[str]) -> str:
 def of_agent(environment: Mapping[str, str]) -> str | None:
     """The id of a run that a W&B agent started."""
     return environment.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in environment else None
-
-
-def _launched_together(environment: Mapping[str, str]) -> tuple[Any, ...] | None:
-    """What all ranks of one launch know and no other launch does; None for a process that is alone."""
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
-        return "slurm", environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID"), environment.get("SLURM_RESTART_COUNT")
-    launch = environment.get("TORCHELASTIC_RUN_ID")
-    if launch is None:
-        return None
-    if launch != "none":
-        return "torchrun", launch
-    if environment.get("WORLD_SIZE") != environment.get("LOCAL_WORLD_SIZE"):
-        raise InputError("torchrun on several machines gives this run no name: add --rdzv-id=<any name, a new one for each run>")
-    return "torchrun", os.getppid(), started(os.getppid())
-
-
-def started(pid: int) -> str:
-    """When a process started, in ticks since boot; empty where the system does not say."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 def evaluated(run: str | Sequence[str] | None, study: str | None, sae: str | Sequence[str] | None, outputs: str) -> str:
@@ -190,9 +171,8 @@ def run_of(sae: Path) -> Path | None:
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's rank, from what a launcher left in the environment; 0 where there was none."""
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
-        return int(environment["SLURM_PROCID"])
-    return int(environment.get("RANK", environment.get("LOCAL_RANK", 0)))
+    launch = launch_of(environment)
+    return launch.rank if launch is not None else int(environment.get("RANK", environment.get("LOCAL_RANK", 0)))
 
 
 def log_file(folder: str, rank: int) -> str:

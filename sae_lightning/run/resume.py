@@ -19,6 +19,7 @@ from sae_lightning.run.command import Command, validate
 from sae_lightning.run.command import read as parse
 from sae_lightning.run.composer import Composer, holds, parsed
 from sae_lightning.run.folder import rank, recorded_config
+from sae_lightning.run.launch import launch_of
 from sae_lightning.run.lock import hold, is_held
 from sae_lightning.run.suggest import did_you_mean
 
@@ -78,6 +79,9 @@ def replay(command: Command, composer: Composer, compose_as: Callable[[list[str]
         raise InputError("resume goes on with one run: leave -m out, and resume the jobs of a sweep one by one")
     new = [word for word in command.words if not word.startswith(("resume=", "name="))]
     if values["resume"] == "auto":
+        launch = launch_of(os.environ)
+        if launch is not None and launch.processes > 1:
+            raise InputError(f"resume=auto would be looked up by each process that {launch.by} started: name the folder, resume=outputs/…")
         folder = newest_unfinished(_outputs(composer, new), None if values.get("name") is None else str(values["name"]))
     else:
         folder = Path(str(values["resume"])).expanduser().resolve()
