@@ -191,19 +191,20 @@ class InferenceSAE(nn.Module):
         `unit`: None is the scale of x, which must be one then. With one scale s for x, y and latents this is the usual folding: W_enc
         and W_dec stay, biases, θ and cap are multiplied by s.
         """
-        unit = s_in[0] if unit is None else unit
-        weights = {
-            "W_enc": self.W_enc * (unit / s_in),
-            "b_enc": self.b_enc * unit,
-            "W_dec": self.W_dec * (s_out / unit),
-            "b_dec": self.b_dec * s_out,
-        }
-        if self.threshold is not None:
-            weights["threshold"] = self.threshold * unit
-        if self.W_skip is not None:
-            weights["W_skip"] = self.W_skip * s_out[:, None] / s_in
-        cap = None if self.cap is None else self.cap * float(unit)
+        factors = _factors(s_in, s_out, s_in[0] if unit is None else unit)
+        weights = {name: weight * factors[name] for name, weight in self.named_buffers()}
+        cap = None if self.cap is None else self.cap * float(factors["b_enc"])
         return InferenceSAE(weights, subtract=self.subtract, k=self.k, cap=cap, about=self.about)
+
+    def rescale_(
+        self, s_in: Float[Tensor, " d_in"], s_out: Float[Tensor, " d_out"], unit: Float[Tensor, ""] | None = None
+    ) -> "InferenceSAE":
+        """The same, in place: without a second copy of weights that nobody else has."""
+        factors = _factors(s_in, s_out, s_in[0] if unit is None else unit)
+        for name, weight in self.named_buffers():
+            weight.mul_(factors[name])
+        self.cap = None if self.cap is None else self.cap * float(factors["b_enc"])
+        return self
 
     def save(self, folder: str | Path, about: Mapping[str, Any] | None = None) -> Path:
         """Writes sae.safetensors and sae.json into `folder` (each atomically, the json last); returns the folder.
@@ -219,6 +220,18 @@ class InferenceSAE(nn.Module):
             save_file(weights, temporary)
         write_json(folder / "sae.json", description)
         return folder
+
+
+def _factors(s_in: Tensor, s_out: Tensor, unit: Tensor) -> dict[str, Tensor]:
+    """What each weight is multiplied by when rows, reconstructions and latents are."""
+    return {
+        "W_enc": unit / s_in,
+        "W_dec": s_out / unit,
+        "b_enc": unit,
+        "b_dec": s_out,
+        "threshold": unit,
+        "W_skip": s_out[:, None] / s_in,
+    }
 
 
 def _form() -> bool | None:

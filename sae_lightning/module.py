@@ -240,7 +240,7 @@ class SAEModule(L.LightningModule):
 
     def inference(self) -> InferenceSAE:
         """The SAE as it would be exported now: raw space, no gradient."""
-        return self.sae.to_inference().rescaled(self.s_in, self.s_out, self.unit)
+        return self.sae.to_inference().rescale_(self.s_in, self.s_out, self.unit)
 
     @torch.no_grad()
     def export(self) -> InferenceSAE:
@@ -259,7 +259,7 @@ class SAEModule(L.LightningModule):
                 break
         x = torch.cat(found) if found else self.s_in.new_zeros(0, len(self.s_in))
         device = sae.dictionary.b_dec.device
-        return sae.to_export(x.to(device)).rescaled(self.s_in.to(device), self.s_out.to(device), self.unit.to(device))
+        return sae.to_export(x.to(device)).rescale_(self.s_in.to(device), self.s_out.to(device), self.unit.to(device))
 
     @property
     def unit(self) -> Tensor:

@@ -46,6 +46,9 @@ def test_folding_a_scale_gives_the_same_function_of_raw_rows(kind: str) -> None:
     assert_close(folded(s * x), s * sae(x), rtol=1e-5, atol=1e-5)
     assert_close(folded.encode(s * x).dense(), s * sae.encode(x).dense(), rtol=1e-5, atol=1e-5)
     assert_close((folded.W_enc, folded.W_dec), (sae.W_enc, sae.W_dec))
+    assert sae.rescale_(torch.full((D,), s), torch.full((D,), s)) is sae
+    assert_close(dict(sae.named_buffers()), dict(folded.named_buffers()), rtol=0, atol=0)
+    assert sae.cap == folded.cap
 
 
 def test_folding_two_scales_gives_the_same_function_of_raw_rows() -> None:

@@ -61,7 +61,7 @@ def test_rank_and_log_file():
     assert rank({}) == 0
     assert rank({"LOCAL_RANK": "1"}) == 1
     assert rank({"RANK": "5", "LOCAL_RANK": "1"}) == 5
-    assert rank({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}) == 2
+    assert rank({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}) == 2
     assert rank({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "LOCAL_RANK": "1"}) == 1
     assert (log_file("a", 0), log_file("a", 2)) == ("a/training.log", "a/training.rank2.log")
 
