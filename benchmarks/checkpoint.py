@@ -1,7 +1,7 @@
 """What a checkpoint and an export cost: bytes, seconds, memory; of a run of one process, and of strategy=shard_latents on two.
 
     python -m benchmarks.checkpoint                              # 8192 latents, d 1024: a minute
-    python -m benchmarks.checkpoint --latents 65536 --d 4096     # 2 × 8.6 GB of memory, 20 GB of disk
+    python -m benchmarks.checkpoint --latents 65536 --d 4096     # 18 GB of memory, 30 GB of disk
     python -m benchmarks.checkpoint --folder /mnt/shared         # on another disk
 
 A topk SAE after one step, so that Adam has its moments. Beside each: a plain torch.save (torch.load) of the same tensors, and a copy of the
@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -69,12 +69,12 @@ class AtTheEnd(L.Callback):
             trainer.strategy.barrier("round")
 
     def _beside(self) -> None:
-        """The same bytes by plain means, and back."""
-        plain = self.folder / "plain"
-        for name, file in (("copy", LAST), ("copy of the export", SAVED)):
-            with self.measured(name, plain):
-                shutil.copyfile(self.folder / file, plain)
-                _to_disk(plain)
+        """The same bytes by plain means, each into a new file, as a checkpoint is; and back."""
+        plain, copies = self.folder / "plain", [(LAST, "copy"), (SAVED, "copy of the export")]
+        for file, name in copies:
+            with self.measured(name, self.folder / name):
+                shutil.copyfile(self.folder / file, self.folder / name)
+                _to_disk(self.folder / name)
         _forget(self.folder / LAST)
         with self.measured("read", self.folder / LAST):
             newest(self.folder)
@@ -86,7 +86,8 @@ class AtTheEnd(L.Callback):
         _forget(plain)
         with self.measured("torch.load", plain):
             torch.load(plain, weights_only=True)
-        plain.unlink()
+        for name in ("plain", *(name for _, name in copies)):
+            (self.folder / name).unlink()
 
     @contextlib.contextmanager
     def measured(self, name: str, file: Path) -> Iterator[None]:
@@ -126,13 +127,13 @@ def costs(folder: Path, latents: int, d: int, rounds: int, words: str = "") -> d
     return dict(looks.costs)
 
 
-def _process(rank: int, processes: int, port: int, told: Connection, *size: Any) -> None:
+def _process(rank: int, processes: int, port: int, told: Connection, folder: Path, latents: int, d: int, rounds: int) -> None:
     words = ""
     if processes > 1:
         os.environ |= {"TORCHELASTIC_RUN_ID": "checkpoint", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
         os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank)}
         words = f"strategy=shard_latents trainer.devices={processes}"
-    found = costs(*size, words)
+    found = costs(folder, latents, d, rounds, words)
     if rank == 0:
         told.send(found)
 
