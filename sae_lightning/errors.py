@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class AwayError(InputError):
+    """A database has not answered for as long as one waits for it."""
+
+
 def exit_status(do: Callable[[], int | None]) -> int:
     """Of a command: what it returns (None: 0), or 2 for bad input, which is one line on stderr."""
     try:

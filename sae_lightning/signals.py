@@ -17,6 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PARENT = "SAE_LIGHTNING_PARENT"
 """The variable that names the process without which this one is not to go on."""
 SECONDS_WITHOUT_PARENT = 1.0
+SECONDS_OF_ONE = 2.0
 
 
 def follow_parent() -> None:
@@ -48,15 +49,27 @@ def leaving_at_once() -> Iterator[None]:
         _install_(before)
 
 
+@contextlib.contextmanager
+def leaving_tidily() -> Iterator[None]:
+    """As `leaving_at_once`; but SIGTERM and SIGUSR1 after the first signal end nothing: schedulers send several, and what follows is short."""
+    before = _install_(dict.fromkeys(SIGNALS, _leave_tidily))
+    try:
+        yield
+    finally:
+        _install_(before)
+
+
 class StopRequest:
     """From `begin_` to `end_` a signal is a wish, to be granted at the next good moment: `number` is None, or which signal came.
 
     A second one raises Interrupted wherever the program stands, a third one is the system's. Outside the main thread, where Python
-    takes no handlers, nothing happens.
+    takes no handlers, nothing happens. Several SIGTERM within SECONDS_OF_ONE are one: a scheduler sends it to every process of a job,
+    and the one that started this process sends it on.
     """
 
     def __init__(self):
         self.number: int | None = None
+        self._since = 0.0
         self.says = True
         self._before: dict[signal.Signals, Any] = {}
 
@@ -72,8 +85,10 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
+            if number == self.number == signal.SIGTERM and time.monotonic() - self._since < SECONDS_OF_ONE:
+                return
             _leave(number, frame)
-        self.number = number
+        self.number, self._since = number, time.monotonic()
         if self.says:  # not with print: the program may stand in the middle of another one
             os.write(2, f"\n{signal.Signals(number).name}: stops after this step, with a checkpoint; once more to leave at once\n".encode())
 
@@ -84,6 +99,11 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     _install_(dict.fromkeys(SIGNALS, signal.SIG_DFL))
+    raise Interrupted(number)
+
+
+def _leave_tidily(number: int, frame: FrameType | None) -> NoReturn:
+    _install_({signal.SIGINT: signal.SIG_DFL, signal.SIGTERM: signal.SIG_IGN, signal.SIGUSR1: signal.SIG_IGN})
     raise Interrupted(number)
 
 

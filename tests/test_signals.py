@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_lightning.signals import leaving_at_once
+from sae_lightning.errors import Interrupted
+from sae_lightning.signals import StopRequest, leaving_at_once, leaving_tidily
 from tests.data.tiny import files, harvest
 from tests.forks import forks, start, train
 from tests.runs import ROOT, WITH_CALLBACKS
@@ -118,3 +119,32 @@ def test_a_signal_ends_a_harvest_at_once_and_it_goes_on_later(tmp_path: Path, mo
         assert not (source.path / ".harvesting.json").exists()
     assert codes == [143, 130, 143, 143]
     assert files(harvest(tmp_path / "stopped").ensure().path) == files(whole.path)
+
+
+def test_a_scheduler_and_a_parent_send_one_wish():
+    wish = StopRequest()
+    wish.begin_(says=False)
+    try:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert wish.number == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        wish.end_()
+
+
+def test_what_follows_a_signal_is_not_cut_off_by_the_next_one():
+    def work() -> None:
+        with leaving_tidily():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                for number in (signal.SIGTERM, signal.SIGUSR1):
+                    os.kill(os.getpid(), number)
+                    sent.append(number)
+
+    sent: list[int] = []
+    with pytest.raises(Interrupted):
+        work()
+    assert len(sent) == 2

@@ -1,5 +1,6 @@
 """What a search hears of a run while it is trained."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from sae_lightning.callbacks.monitored import check_logged
+from sae_lightning.errors import AwayError
 from sae_lightning.module import SAEModule
 from sae_lightning.sweeps.trial import GIVEN_UP, Place, attached, of_environment
 
@@ -15,14 +17,16 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import Trial
 
+log = logging.getLogger(__name__)
+
 
 class ReportToTrial(L.Callback):
     """Reports `monitor` to the Optuna trial of this run after each validation, and ends the run where the pruner gives it up.
 
     A report's number is that of its validation, right after a resume too. `pruner`: given the number of validations of the whole run,
     Optuna's pruner. At the last validation nothing is given up. Several monitors are not reported: Optuna prunes for one objective only.
-    Rank 0 reports, and all ranks stop at the same step. Outside a search this does nothing. Errors: InputError when validation does
-    not log `monitor`.
+    Rank 0 reports, and all ranks stop at the same step. Where the database is away for long, the run goes on without it. Outside a
+    search this does nothing. Errors: InputError when validation does not log `monitor`.
     """
 
     def __init__(self, monitor: str | list[str], pruner: Callable[[int], Any]):
@@ -35,7 +39,10 @@ class ReportToTrial(L.Callback):
         self.place = of_environment() if isinstance(self.monitor, str) and stage == "fit" else None
         if self.place is not None and trainer.is_global_zero:
             pruner: BasePruner = self.pruner(reports(trainer))
-            self.trial = attached(self.place, pruner)
+            try:
+                self.trial = attached(self.place, pruner)
+            except AwayError as error:
+                log.warning("not reported to the search: %s", error)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
         if self.place is None or trainer.state.fn != TrainerFn.FITTING or pl_module.sums:
@@ -49,9 +56,17 @@ class ReportToTrial(L.Callback):
         assert isinstance(self.monitor, str)
         check_logged(trainer, self.monitor, "optimized_metric")
         number = math.ceil(trainer.global_step / steps_between(trainer))
-        if number not in trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
-            trial.report(float(trainer.callback_metrics[self.monitor]), number)
-        if trainer.global_step >= trainer.max_steps or not trial.should_prune():
+        is_last = trainer.global_step >= trainer.max_steps
+        try:
+            return self._is_worse(trial, number, float(trainer.callback_metrics[self.monitor]), is_last)
+        except AwayError as error:
+            log.warning("not reported to the search: %s", error)
+            return False
+
+    def _is_worse(self, trial: "Trial", number: int, value: float, is_last: bool) -> bool:
+        if number not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, number)
+        if is_last or not trial.should_prune():
             return False
         trial.set_user_attr(GIVEN_UP, number)
         return True

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_lightning.errors import InputError
 from sae_lightning.run.command import read
-from sae_lightning.signals import PARENT
+from sae_lightning.signals import PARENT, leaving_tidily
 from sae_lightning.sweeps.devices import cores, visible
 from sae_lightning.sweeps.jobs import composed, quoted
 
@@ -75,7 +75,14 @@ class Processes:
         return [ended[index] for index in range(len(jobs))]
 
     def launch_each(self, following: Next) -> Iterator[tuple[int, JobReturn]]:
-        """Asks for the words of another job whenever there is room, until there is none; yields which one ended, and how."""
+        """Asks for the words of another job whenever there is room, until there is none; yields which one ended, and how.
+
+        When a signal ends this process, its jobs stop first, with a checkpoint each.
+        """
+        with leaving_tidily(), contextlib.closing(self._each(following)) as ended:
+            yield from ended
+
+    def _each(self, following: Next) -> Iterator[tuple[int, JobReturn]]:
         free, index, at_work, is_over = list(range(self.n_jobs)), 0, [], False
         try:
             while True:

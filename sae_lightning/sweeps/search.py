@@ -6,10 +6,9 @@ nobody trains any more are gone on with from their checkpoints, and the study ne
 
 import logging
 import math
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import optuna
@@ -26,16 +25,19 @@ from sae_lightning.errors import in_a_line
 from sae_lightning.files import write_text
 from sae_lightning.run.instantiate import instantiate
 from sae_lightning.run.launch import started
+from sae_lightning.signals import leaving_tidily
 from sae_lightning.sweeps import trial as of_job
 from sae_lightning.sweeps.experiment import as_experiment
 from sae_lightning.sweeps.heartbeat import Heartbeat
 from sae_lightning.sweeps.jobs import Job, Jobs, launched, objectives, plain, quoted, record, refuse_another, say
+from sae_lightning.sweeps.owner import has_died, this_process
 from sae_lightning.sweeps.samplers import ForEachTrial, combinations, grid
 from sae_lightning.sweeps.space import Choice, Space, split
+from sae_lightning.sweeps.storage import open_storage
 
 OWNER, ABOUT, SURPLUS, RESTARTS = "owner", "about", "surplus", "restarts"
-SECONDS_WITHOUT_OWNER = 60
-"""A trial on a shared storage that was begun so long ago, and that nobody has written his name on, was left by a process that died."""
+SECONDS_LEAVING, SECONDS_LISTENING = 1, 5
+"""Between two looks at trials whose process is about to leave, and at those of which no sign of life has come yet."""
 
 
 def sweep(config: DictConfig, loader: ConfigLoader, launcher: Launcher, words: Sequence[str]) -> None:
@@ -64,17 +66,17 @@ class Search:
     def __init__(self, config: DictConfig, jobs: Jobs, space: Space, fixed: Sequence[str]):
         self.settings, self.jobs, self.space, self.fixed = config.sweep, jobs, space, list(fixed)
         self.objectives = objectives(config)
-        self.owner = f"{platform.node()}:{os.getpid()}:{started(os.getpid())}"
+        self.process = this_process()
+        self.owner = self.process.text()
         self.n_trials = self.settings.n_trials
         sampler = instantiate(self.settings.sampler)
         if sampler.func is grid:
             self.n_trials = min(self.n_trials, combinations(space))
         about = {"space": {name: str(one) for name, one in space.items()}, "objective": self.objectives, "config": plain(config)}
         jobs.begin(about)
-        self.is_shared = self.settings.storage is not None
         self.url = self.settings.storage or f"sqlite:///{jobs.folder / 'study.db'}"
         optuna.logging.set_verbosity(logging.WARNING)
-        self.storage = of_job.open_storage(self.url)
+        self.storage = open_storage(self.url)
         self.study = optuna.create_study(
             storage=self.storage,
             sampler=ForEachTrial(sampler, space, self.settings.seed),
@@ -96,8 +98,8 @@ class Search:
         """Until there are `n_trials` that have ended, or that others are at work on."""
         if len(self.objectives) > 1 and not _name(self.settings.pruner).startswith("none"):
             say("several objectives: nothing is pruned")
-        with Heartbeat(self.url, self.study.study_name, self.owner):
-            for trial, job, ended in self._launched(launcher):
+        with leaving_tidily(), Heartbeat(self.url, self.study.study_name, self.owner), closing(self._launched(launcher)) as jobs:
+            for trial, job, ended in jobs:
                 self._settle(trial, job, ended)
                 self._refuse_failures()
         self._finish()
@@ -127,29 +129,35 @@ class Search:
     # -- trials ---------------------------------------------------------------------------------------------------------
 
     def _next(self) -> Trial | None:
-        """One that nobody trains any more, or a new one; None where there is nothing left to begin."""
+        """One that nobody trains any more, or a new one; None where there is nothing left to begin.
+
+        The last sweeper to leave waits for a sign of life of those who are still at work, so that nobody's trial is left behind.
+        """
+        since = 0.0
         while True:
             with self.lock:
-                left = [frozen for frozen in self._trials(TrialState.RUNNING) if not self._is_owned(frozen)]
+                running = self._trials(TrialState.RUNNING)
+                left = [frozen for frozen in running if not self._is_owned(frozen)]
                 for frozen in left:
-                    if record(self._job(self._claimed(frozen))).get("status") != "at work":
+                    if record(self._job(self._claimed(frozen))).get("status") != "at work" and self._is_taken(frozen):
                         say("trial %d is gone on with", frozen.number)
-                        self.storage.set_trial_system_attr(frozen._trial_id, OWNER, self.owner)
                         if (trial := self._unless_ended(frozen)) is not None:
                             return trial
-                if not left and len(self.study.get_trials(deepcopy=False)) < self.n_trials:
+                if len(self.study.get_trials(deepcopy=False)) < self.n_trials:
                     return self._ask()
-                if not left:
-                    return None
-            time.sleep(1)  # its process is about to leave
+            if left:
+                time.sleep(SECONDS_LEAVING)
+                continue
+            if self.at_work or not self._is_silent(running, since := since or self.storage.now()):
+                return None
+            time.sleep(SECONDS_LISTENING)
 
     def _ask(self) -> Trial | None:
-        trial = self.study.ask()
+        trial = Trial(self.study, self.storage.begin(self.study._study_id, {OWNER: self.owner}))
         if trial.number >= self.n_trials:  # two machines asked at once
             trial.set_user_attr(SURPLUS, True)
             self.study.tell(trial, state=TrialState.FAIL)
             return None
-        self.storage.set_trial_system_attr(trial._trial_id, OWNER, self.owner)
         return self._with_params(trial)
 
     def _claimed(self, frozen: FrozenTrial) -> Trial:
@@ -162,18 +170,24 @@ class Search:
 
     def _is_owned(self, frozen: FrozenTrial) -> bool:
         """Whether a sweeper that lives, or may live, has begun it."""
-        owner = frozen.system_attrs.get(OWNER)
-        if owner == "":
-            return False
-        if owner is None:
-            age = time.time() - frozen.datetime_start.timestamp() if frozen.datetime_start else 0
-            return self.is_shared and age < SECONDS_WITHOUT_OWNER
-        if owner == self.owner:
+        owner = frozen.system_attrs.get(OWNER, "")
+        if owner in ("", self.owner):
             return frozen.number in self.at_work
-        host, pid, since = owner.rsplit(":", 2)
-        if host == platform.node():
-            return started(int(pid)) == since
-        return Heartbeat.is_alive(self.study, owner)
+        died = has_died(owner, self.process)
+        if died is not None:
+            return not died and not Heartbeat.has_left(self.study, owner)
+        return Heartbeat.is_alive(self.study, self.storage, owner)
+
+    def _is_silent(self, running: Sequence[FrozenTrial], since: float) -> bool:
+        """Whether a sweeper with a trial, whose process cannot be seen from here, has given no sign of life since then."""
+        owners = {frozen.system_attrs[OWNER] for frozen in running if frozen.number not in self.at_work}
+        return any(has_died(owner, self.process) is None and not Heartbeat.is_heard(self.study, owner, since) for owner in owners)
+
+    def _is_taken(self, frozen: FrozenTrial) -> bool:
+        """Whether this sweeper has it now, and no other one that has seen the same."""
+        if OWNER not in frozen.system_attrs:
+            self.storage.set_trial_system_attr(frozen._trial_id, OWNER, "")
+        return self.storage.exchange(frozen._trial_id, OWNER, frozen.system_attrs.get(OWNER, ""), self.owner)
 
     def _unless_ended(self, frozen: FrozenTrial) -> Trial | None:
         """The trial, unless its process had done all but tell of it."""
@@ -194,7 +208,8 @@ class Search:
     def _settle(self, trial: Trial, job: Job, ended: JobReturn) -> None:
         """A job that could not tell how it ended has died, or was never begun."""
         self.at_work.discard(trial.number)
-        if self._frozen(trial).state == TrialState.RUNNING:
+        frozen = self._frozen(trial)
+        if frozen.state == TrialState.RUNNING and self._unless_ended(frozen) is not None:
             kept = record(job)
             if ended.status == JobStatus.COMPLETED and kept.get("metrics"):
                 self._tell_recorded(trial, kept)
@@ -233,7 +248,7 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=(state,))
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[trial.number]
+        return self.storage.get_trial(trial._trial_id)
 
     def _place(self, trial: Trial) -> of_job.Place:
         return of_job.Place(self.url, self.study.study_name, trial.number)

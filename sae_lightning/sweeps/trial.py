@@ -5,28 +5,24 @@ import json
 import logging
 import math
 import os
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sae_lightning.errors import GivenUp, InputError, in_a_line
+from sae_lightning.errors import AwayError, GivenUp, in_a_line
 from sae_lightning.files import write_text
 from sae_lightning.run.folder import rank
 from sae_lightning.run.lock import is_held
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
-    from optuna.storages import RDBStorage
     from optuna.trial import Trial
 
 NAME = "SAE_LIGHTNING_TRIAL"
 """The variable that says which trial a process trains."""
 GIVEN_UP = "given up at"
 """Attribute of a trial that the pruner has given up, from before its training ends."""
-SECONDS_LOCKED, PATIENCE = 120, (0.5, 1.0, 2.0)
-"""How long a sqlite file may be locked, and how long to wait before a database is asked again."""
 Values = float | tuple[float, ...]
 logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every part of it that it loads
 
@@ -47,37 +43,18 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Place | None:
     return Place(**json.loads(environment[NAME])) if environment.get(NAME) else None
 
 
-def open_storage(url: str) -> "RDBStorage":
-    """Any URL that Optuna knows. Errors: InputError for another one, and for a database that does not answer."""
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-    is_file = url.startswith("sqlite")
-    settings: dict[str, Any] = {"connect_args": {"timeout": SECONDS_LOCKED}} if is_file else {"pool_pre_ping": True}
-    for seconds in (*PATIENCE, None):
-        try:
-            return RDBStorage(url, engine_kwargs=settings)
-        except (ArgumentError, ImportError) as error:
-            raise InputError(f"sweep.storage={url} cannot be opened ({_first(error)}): give a URL that SQLAlchemy knows") from error
-        except SQLAlchemyError as error:  # not there yet, or another process makes its tables at this moment
-            if seconds is None:
-                raise InputError(f"sweep.storage={url} does not answer ({_first(error)})") from error
-            time.sleep(seconds)
-    raise AssertionError("the last one returns or raises")
-
-
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
 def attached(place: Place, pruner: "BasePruner | None" = None) -> "Trial | None":
-    """The trial itself, to report to; None for one that has ended already."""
+    """The trial itself, to report to; None for one that has ended already. Errors: AwayError for a database that does not answer."""
     import optuna
 
+    from sae_lightning.sweeps.storage import AWAY, open_storage
+
     optuna.logging.set_verbosity(logging.WARNING)
-    study = optuna.load_study(place.study, open_storage(place.storage), optuna.samplers.RandomSampler(), pruner)
-    frozen = study.get_trials(deepcopy=False)[place.number]
-    return optuna.trial.Trial(study, frozen._trial_id) if frozen.state == optuna.trial.TrialState.RUNNING else None
+    storage = open_storage(place.storage, AWAY)
+    study = optuna.load_study(place.study, storage, optuna.samplers.RandomSampler(), pruner)
+    study._storage = storage  # Optuna's cache does not wait for it
+    number = storage.get_trial_id_from_study_id_trial_number(study._study_id, place.number)
+    return optuna.trial.Trial(study, number) if storage.get_trial(number).state == optuna.trial.TrialState.RUNNING else None
 
 
 def tell_values(place: Place, values: Values) -> None:
@@ -118,6 +95,7 @@ def telling(folder: Path) -> Iterator[Callable[[Values | None], Values | None]]:
     """Around a training in `folder`: its trial, where it has one, hears how it ended. What is yielded takes and returns the objective.
 
     What a failure says stays in <folder>/traceback.txt, too. A signal is no end: the trial goes on with the run. Ranks above 0 tell nothing.
+    Errors: AwayError where the database is away; whoever started this process tells later on what the run has written down.
     """
     place = of_environment() if rank() == 0 else None
     if place is None:
@@ -133,6 +111,8 @@ def telling(folder: Path) -> Iterator[Callable[[Values | None], Values | None]]:
         yield told
     except GivenUp:
         tell_given_up(place)
+        raise
+    except AwayError:  # whoever started this process tells what the run has written down
         raise
     except Exception as error:
         if is_held(folder):  # by another process, whose trial it is

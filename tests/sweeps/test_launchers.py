@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
@@ -71,12 +70,3 @@ def test_a_launcher_that_loses_a_job_says_so_in_one_line():
 
     with pytest.raises(HydraException, match=r"^Loses has lost a job \(RuntimeError: job 7 has not produced any output\); type the same"):
         launched(Loses(), [["seed=0"]], 0)
-
-
-def test_a_task_of_an_array_is_a_search(tmp_path):
-    """docs/sweep.sbatch without Slurm, in the variables of a task."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}
-    words = ["model=lagrangian", "sweep.dry_run=true", f"paths.multirun={tmp_path}"]
-    done = subprocess.run(["bash", "docs/sweep.sbatch", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "model.target_l0: 4 to 64" in done.stdout
