@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import IO, NamedTuple
@@ -82,7 +82,7 @@ class Processes:
         with leaving_tidily(), contextlib.closing(self._each(following)) as ended:
             yield from ended
 
-    def _each(self, following: Next) -> Iterator[tuple[int, JobReturn]]:
+    def _each(self, following: Next) -> Generator[tuple[int, JobReturn], None, None]:
         free, index, at_work, is_over = list(range(self.n_jobs)), 0, [], False
         try:
             while True:

@@ -7,7 +7,7 @@ nobody trains any more are gone on with from their checkpoints, and the study ne
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -104,7 +104,7 @@ class Search:
                 self._refuse_failures()
         self._finish()
 
-    def _launched(self, launcher: Launcher) -> Iterator[tuple[Trial, Job, JobReturn]]:
+    def _launched(self, launcher: Launcher) -> Generator[tuple[Trial, Job, JobReturn], None, None]:
         """What ended, one after the other: as many at once as the launcher does, and others as soon as there is room where it can do that."""
         begun: list[tuple[Trial, Job]] = []
 

@@ -27,7 +27,8 @@ AWAY = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
 POSTGRES = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """A host that vanishes without a word is noticed within a minute; without these, after hours."""
 log = logging.getLogger(__name__)
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _waits(method: "Callable[Concatenate[Storage, P], T]") -> "Callable[Concatenate[Storage, P], T]":
@@ -43,6 +44,8 @@ class Storage(RDBStorage):
 
     Errors: AwayError after the last wait. From then on, until it has answered, nothing is waited for.
     """
+
+    engine: Any
 
     def __init__(self, url: str, waits: tuple[float, ...] = AWAY):
         self.waits, self.name, self._is_given_up = waits, _shown(url), False
@@ -116,7 +119,7 @@ def open_storage(url: str, opening: tuple[float, ...] = OPENING, waits: tuple[fl
 
 
 def _settings(url: str) -> dict[str, Any]:
-    made = make_url(url)
+    made: Any = make_url(url)
     if made.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SECONDS_LOCKED}}
     is_libpq = made.drivername in ("postgresql", "postgresql+psycopg2")
