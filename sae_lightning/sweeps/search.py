@@ -7,6 +7,7 @@ nobody trains any more are gone on with from their checkpoints, and the study ne
 import logging
 import math
 import time
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any
@@ -76,6 +77,7 @@ class Search:
         jobs.begin(about)
         self.url = self.settings.storage or f"sqlite:///{jobs.folder / 'study.db'}"
         optuna.logging.set_verbosity(logging.WARNING)
+        warnings.filterwarnings("ignore", "Samplers and other components in Optuna", FutureWarning)  # of its own TPE, at every trial
         self.storage = open_storage(self.url)
         self.study = optuna.create_study(
             storage=self.storage,

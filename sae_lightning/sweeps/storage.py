@@ -93,7 +93,7 @@ class Storage(RDBStorage):
                     log.warning("sweep.storage=%s does not answer (%s): waits up to %d s for it", self.name, reason, sum(waits))
                 time.sleep(seconds)
             else:
-                if tried or self._is_given_up:
+                if tried or (self._is_given_up and self.waits):
                     log.warning("sweep.storage=%s answers again", self.name)
                 self._is_given_up = False
                 return answer

@@ -109,7 +109,7 @@ def test_a_server_that_is_away_is_waited_for(server, url, caplog):
 @forks
 def test_a_server_that_is_away_while_a_run_is_trained(tmp_path, server, url):
     words = f"{SEARCH} sweep/pruner=none sweep.name=away sweep.n_trials=1 sweep.storage={escaped(url)}"
-    sweeper = train(f"{words} trainer.max_steps=2000 trainer.val_check_interval=500", tmp_path)
+    sweeper = train(f"{words} trainer.max_steps=600 trainer.val_check_interval=150 callbacks.last.every_n_steps=50", tmp_path)
     wait_for(lambda: list(tmp_path.glob("multirun/away/0-*/checkpoints/previous.ckpt")), sweeper)
     stop(server)
     wait_for(lambda: "does not answer" in said(tmp_path), sweeper)

@@ -15,7 +15,7 @@ from tests.sweeps.forked import Forked
 from tests.sweeps.study import SEARCH, jobs, said, states, study, typed
 from tests.test_signals import wait_for
 
-WORDS = f"{SEARCH} sweep/pruner=none sweep.n_trials=1 trainer.max_steps=2000 trainer.val_check_interval=500"
+WORDS = f"{SEARCH} sweep/pruner=none sweep.n_trials=1 trainer.max_steps=600 trainer.val_check_interval=150 callbacks.last.every_n_steps=50"
 
 
 # Slow: a search is stopped in the middle of its training, and begun again.
