@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from sae_lightning.run.folder import started
+from sae_lightning.run.launch import started
 
 
 class Owner(NamedTuple):

@@ -25,7 +25,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sae_lightning.errors import in_a_line
 from sae_lightning.files import write_text
 from sae_lightning.run.instantiate import instantiate
-from sae_lightning.run.launch import started
 from sae_lightning.signals import leaving_tidily
 from sae_lightning.sweeps import trial as of_job
 from sae_lightning.sweeps.experiment import as_experiment

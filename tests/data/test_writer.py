@@ -27,23 +27,33 @@ def test_calls_are_made_elsewhere_one_at_a_time_and_in_order() -> None:
     assert done == [0, 1, 2]
 
 
+def fail() -> None:
+    raise OSError("full")
+
+
 @pytest.mark.parametrize("calls", [1, 2])
 def test_what_goes_wrong_is_raised_at_the_next_call_or_at_the_end(calls: int) -> None:
     done: list[int] = []
 
-    def fail() -> None:
-        raise OSError("full")
+    def use() -> None:
+        with behind() as do:
+            do(fail)
+            for i in range(1, calls):
+                do(done.append, i)
 
-    with pytest.raises(OSError, match="full"), behind() as do:
-        do(fail)
-        for i in range(1, calls):
-            do(done.append, i)
+    with pytest.raises(OSError, match="full"):
+        use()
     assert done == []
 
 
 def test_what_goes_wrong_here_leaves_what_was_begun_whole() -> None:
     done: list[int] = []
-    with pytest.raises(ValueError, match="here"), behind() as do:
-        do(done.append, 0)
-        raise ValueError("here")
+
+    def use() -> None:
+        with behind() as do:
+            do(done.append, 0)
+            raise ValueError("here")
+
+    with pytest.raises(ValueError, match="here"):
+        use()
     assert done == [0]
