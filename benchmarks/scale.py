@@ -10,9 +10,13 @@ one process, then as many of the first group, … Rows/s are those of the group 
 over rounds. In collectives: the part of a step in which one is under way, waiting for the slowest process included; those of ddp run
 beside its backward. Gloo on a CPU, whose cores the processes share: one process has all of them as threads, each of a group its part,
 at least one; a group larger than the machine has cores is marked, and says nothing about machines that have more.
+
+By the formula: benchmarks.costs, with the rates of four plain operations that every process of the group takes before, all at the same
+time, and the time that a step took over what the formula says.
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import socket
@@ -28,7 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.steps.ours import WORKS, make, rows, trained
+from benchmarks import costs
+from benchmarks.steps.ours import WORKS, Work, make, rows, trained
 from sae_lightning import ranks
 from sae_lightning.models.base import SAE, Step
 from sae_lightning.models.parts import clip_norm_, cut_
@@ -53,6 +58,41 @@ class Turn(NamedTuple):
     seconds: float
     in_collectives: float
     mb: float
+
+
+def rates(side: Side, work: Work, repeats: int = 5) -> costs.Rates:
+    """What plain operations of the step's sizes reach here, the other processes of the group doing the same."""
+    training = costs.Training(work.d, work.latents, work.k, work.batch, side.processes, side.strategy)
+    b, f = int(training.rows), int(training.here)
+    x, W, h = torch.randn(b, work.d), torch.randn(f, work.d), torch.empty(b, f)
+    latents = torch.randint(0, f, (b, max(1, work.k * f // work.latents)))
+    weights = [torch.nn.Parameter(torch.randn(f, work.d)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    adam = torch.optim.Adam(weights, fused=True)
+
+    def seconds(call: Callable[[], Any]) -> float:
+        taken = []
+        for _ in range(repeats + 1):
+            if side.processes > 1:
+                dist.barrier()
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken[1:])
+
+    link, latency = math.inf, 0.0
+    if side.processes > 1:
+        sent, one = torch.ones(b * work.d if training.is_divided else 2 * f * work.d), torch.ones(1)
+        latency = seconds(lambda: dist.all_reduce(one))
+        link = 8 * (side.processes - 1) / side.processes * len(sent) / seconds(lambda: dist.all_reduce(sent))
+    return costs.Rates(
+        products=2 * b * f * work.d / seconds(lambda: torch.mm(x, W.T, out=h)),
+        memory=7 * 4 * 2 * f * work.d / seconds(adam.step),
+        gathered=4 * latents.numel() * work.d / seconds(lambda: F.embedding_bag(latents, W, mode="sum")),
+        link=link,
+        latency=latency,
+    )
 
 
 class Clock:
@@ -158,9 +198,10 @@ def serve(told: Connection, side: Side, process: int, port: int, model: str, wor
     torch.set_num_threads(side.threads)
     if side.processes > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=process, world_size=side.processes)
+    found = rates(side, WORKS[work])
     training = Training(side, process, model, work)
     training.turn(2)  # what is compiled and allocated once
-    told.send(None)
+    told.send(found)
     while (steps := told.recv()) is not None:
         if side.processes > 1:
             dist.barrier()
@@ -170,8 +211,8 @@ def serve(told: Connection, side: Side, process: int, port: int, model: str, wor
         dist.destroy_process_group()
 
 
-def begun(side: Side, model: str, work: str) -> list[Connection]:
-    """A group of processes, ready."""
+def begun(side: Side, model: str, work: str) -> tuple[list[Connection], costs.Rates]:
+    """A group of processes, ready, and the rates of its slowest."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -180,21 +221,28 @@ def begun(side: Side, model: str, work: str) -> list[Connection]:
         own, other = context.Pipe()
         context.Process(target=serve, args=(other, side, process, port, model, work), daemon=True).start()
         ours.append(own)
-    for own in ours:
-        own.recv()
-    return ours
+    every: list[costs.Rates] = [own.recv() for own in ours]
+    *speeds, latency = zip(*every, strict=True)
+    return ours, costs.Rates(*map(min, speeds), latency=max(latency))
 
 
-def measure(sides: list[Side], model: str, work: str, steps: int, rounds: int) -> dict[Side, list[Turn]]:
-    """By side, one figure a round: that of its slowest process."""
+class Measured(NamedTuple):
+    """Of a group; `turns`: one figure a round, that of its slowest process."""
+
+    rates: costs.Rates
+    turns: list[Turn]
+
+
+def measure(sides: list[Side], model: str, work: str, steps: int, rounds: int) -> dict[Side, Measured]:
+    """By side."""
     groups = {side: begun(side, model, work) for side in sides}
-    found: dict[Side, list[Turn]] = {side: [] for side in sides}
+    found = {side: Measured(reached, []) for side, (_, reached) in groups.items()}
     for _ in range(rounds):
-        for side, group in groups.items():
+        for side, (group, _) in groups.items():
             for process in group:
                 process.send(steps)
-            found[side].append(max((process.recv() for process in group), key=lambda turn: turn.seconds))
-    for group in groups.values():
+            found[side].turns.append(max((process.recv() for process in group), key=lambda turn: turn.seconds))
+    for group, _ in groups.values():
         for process in group:
             process.send(None)
     return found
@@ -212,12 +260,27 @@ def main() -> None:
     sides = [one] + [Side(name, n) for name in ("ddp", "shard_latents") for n in given.processes]
     found = measure(sides, given.model, given.work, given.steps, given.rounds)
     print(f"{given.model}, {given.work}: d {work.d}, {work.latents} latents, {work.batch} rows; {CORES} cores")
-    print(f"{'':16s} {'processes':>9s} {'threads each':>12s} {'rows/s of one':>13s} {'in collectives':>14s} {'MB each':>8s}")
-    for side, turns in found.items():
-        ratio = statistics.median(alone.seconds / turn.seconds for alone, turn in zip(found[one], turns, strict=True))
+    heads = ("processes", "threads each", "rows/s of one", "in collectives", "MB each", "ms a step", "of the formula")
+    print(f"{'':16s} {'  '.join(heads)}")
+    for side, (reached, turns) in found.items():
+        ratio = statistics.median(alone.seconds / turn.seconds for alone, turn in zip(found[one].turns, turns, strict=True))
         share = statistics.median(turn.in_collectives / turn.seconds for turn in turns)
+        taken = statistics.median(turn.seconds for turn in turns) / given.steps
+        training = costs.Training(work.d, work.latents, work.k, work.batch, side.processes, side.strategy)
+        by_formula = costs.step(training, reached).total
         note = f"   more than {CORES} cores" if side.processes > CORES else ""
-        print(f"{side.strategy:16s} {side.processes:9d} {side.threads:12d} {ratio:13.2f} {share:14.0%} {turns[0].mb:8.0f}{note}")
+        figures = (
+            side.processes,
+            side.threads,
+            f"{ratio:.2f}",
+            f"{share:.0%}",
+            f"{turns[0].mb:.0f}",
+            f"{1e3 * taken:.0f}",
+            f"{taken / by_formula:.2f}",
+        )
+        print(f"{side.strategy:16s} {'  '.join(f'{figure!s:>{len(head)}s}' for figure, head in zip(figures, heads, strict=True))}{note}")
+        given_rates = reached.products / 1e9, reached.memory / 1e9, reached.gathered / 1e9, reached.link / 1e9, 1e3 * reached.latency
+        print("{:16s} rates of a process: {:.0f} Gop/s, {:.1f} and {:.1f} GB/s, {:.2f} GB/s sent, {:.2f} ms".format("", *given_rates))
 
 
 if __name__ == "__main__":

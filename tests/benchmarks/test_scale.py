@@ -22,7 +22,8 @@ def test_every_side_takes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scale.dist, name, getattr(scale.dist, name))
     scale.Training(scale.Side(scale.ALONE, 1), 0, "topk", "A").turn(1)  # what torch imports at the first step is imported once
     sides = [scale.Side(scale.ALONE, 1), scale.Side("ddp", 2), scale.Side("shard_latents", 2)]
-    one, ddp, shards = scale.measure(sides, "topk", "A", steps=2, rounds=1).values()
+    found = scale.measure(sides, "topk", "A", steps=2, rounds=1)
+    one, ddp, shards = (measured.turns for measured in found.values())
     assert one[0].in_collectives == 0
     assert 0 < ddp[0].in_collectives < ddp[0].seconds
     assert 0 < shards[0].in_collectives < shards[0].seconds
