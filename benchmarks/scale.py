@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale                                   # topk at size A, 1, 2 and 4 processes: a minute or two
     python -m benchmarks.scale --model lagrangian --work B --processes 2
+    python -m benchmarks.scale --size 2304 65536 4096 64 --processes --steps 1 --rounds 3    # Gemma-2-2B's, one process
 
 A: d 512, 4096 latents, 2048 rows, k 32.   B: d 768, 12288 latents, 4096 rows, k 32.
 A step is `sae.step`, backward, projection, clipping, Adam, renormalisation and the counters, of the same global batch whatever the
@@ -252,10 +253,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--model", choices=trained(), default="topk", help="of conf/model")
     arguments.add_argument("--work", choices=list(WORKS), default="A")
-    arguments.add_argument("--processes", type=int, nargs="+", default=[2, 4], help="numbers of processes beside one")
+    arguments.add_argument("--size", type=int, nargs=4, metavar=("D", "LATENTS", "ROWS", "K"), help="instead of --work")
+    arguments.add_argument("--processes", type=int, nargs="*", default=[2, 4], help="numbers of processes beside one")
     arguments.add_argument("--steps", type=int, default=4, help="of a turn")
     arguments.add_argument("--rounds", type=int, default=7)
     given = arguments.parse_args()
+    if given.size:
+        d, latents, batch, k = given.size
+        given.work = "given"
+        WORKS[given.work] = Work(d, latents, batch, k)
     one, work = Side(ALONE, 1), WORKS[given.work]
     sides = [one] + [Side(name, n) for name in ("ddp", "shard_latents") for n in given.processes]
     found = measure(sides, given.model, given.work, given.steps, given.rounds)
