@@ -39,20 +39,19 @@ def exit_at_once() -> None:
     _install_(dict.fromkeys(SIGNALS, _exit))
 
 
-@contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
+def leaving_at_once() -> contextlib.AbstractContextManager[None]:
     """In the block a signal raises Interrupted wherever the program stands. The one after it is the system's: it kills."""
-    before = _install_(dict.fromkeys(SIGNALS, _leave))
-    try:
-        yield
-    finally:
-        _install_(before)
+    return _handled_by(_leave)
+
+
+def leaving_tidily() -> contextlib.AbstractContextManager[None]:
+    """As `leaving_at_once`; but SIGTERM and SIGUSR1 after the first signal end nothing: schedulers send several, and what follows is short."""
+    return _handled_by(_leave_tidily)
 
 
 @contextlib.contextmanager
-def leaving_tidily() -> Iterator[None]:
-    """As `leaving_at_once`; but SIGTERM and SIGUSR1 after the first signal end nothing: schedulers send several, and what follows is short."""
-    before = _install_(dict.fromkeys(SIGNALS, _leave_tidily))
+def _handled_by(handler: Callable[[int, FrameType | None], NoReturn]) -> Iterator[None]:
+    before = _install_(dict.fromkeys(SIGNALS, handler))
     try:
         yield
     finally:
