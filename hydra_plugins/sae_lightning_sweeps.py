@@ -1,10 +1,11 @@
 """What Hydra finds by itself: the sweepers and the launcher of sae_lightning, which are written in sae_lightning/sweeps."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -26,6 +27,10 @@ class _Ours(Sweeper):
         logging.getLogger("hydra").setLevel(logging.WARNING)  # a launcher would print the words of each job, which are long
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
 
+    def hand_over(self, sweep: Callable[[DictConfig, ConfigLoader, Launcher, Sequence[str]], None], arguments: Sequence[str]) -> None:
+        assert self.config is not None and self.hydra_context is not None and self.launcher is not None
+        sweep(self.config, self.hydra_context.config_loader, self.launcher, arguments)
+
 
 class GridSweeper(_Ours):
     """hydra/sweeper=grid"""
@@ -33,8 +38,7 @@ class GridSweeper(_Ours):
     def sweep(self, arguments: list[str]) -> None:
         from sae_lightning.sweeps.grid import sweep
 
-        assert self.config is not None and self.hydra_context is not None and self.launcher is not None
-        sweep(self.config, self.hydra_context.config_loader, self.launcher, arguments)
+        self.hand_over(sweep, arguments)
 
 
 class PartsSweeper(_Ours):
@@ -43,8 +47,7 @@ class PartsSweeper(_Ours):
     def sweep(self, arguments: list[str]) -> None:
         from sae_lightning.sweeps.parts import sweep
 
-        assert self.config is not None and self.hydra_context is not None and self.launcher is not None
-        sweep(self.config, self.hydra_context.config_loader, self.launcher, arguments)
+        self.hand_over(sweep, arguments)
 
 
 class OptunaSweeper(_Ours):
@@ -56,8 +59,7 @@ class OptunaSweeper(_Ours):
         except ModuleNotFoundError as error:
             raise HydraException(f"hydra/sweeper=optuna needs {error.name}: pip install 'sae_lightning[sweep]'") from error
 
-        assert self.config is not None and self.hydra_context is not None and self.launcher is not None
-        sweep(self.config, self.hydra_context.config_loader, self.launcher, arguments)
+        self.hand_over(sweep, arguments)
 
 
 class ProcessLauncher(Launcher):
