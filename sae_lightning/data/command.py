@@ -14,7 +14,7 @@ from rich.text import Text
 from safetensors.torch import load_file
 
 from sae_lightning.data.manifest import LARGE, SHARE, STATISTICS, Manifest, read_manifest
-from sae_lightning.data.parts import OF_TEXT, TEXTS, merge, split
+from sae_lightning.data.parts import OF_TEXT, TEXTS, described, merge, split
 from sae_lightning.data.statistics import statistics_from_tensors
 from sae_lightning.data.store import fault, listed
 from sae_lightning.errors import InputError, exit_status
@@ -133,8 +133,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _merge(arguments: argparse.Namespace) -> None:
     store = merge(arguments.paths, arguments.to)
-    share = store.identity.get(SHARE)
-    part = f", sequences {share['first']} to {share['stop'] - 1} of {share['of']}" if share else ""
+    part = f", {described(store)}" if SHARE in store.identity else ""
     print(f"{store.path}: {store.rows:,} rows, {len(store.manifest.shards)} shards{part}")
     if store.sequences < store.manifest.sequences:
         what = "images" if store.manifest.is_of_images else "text"

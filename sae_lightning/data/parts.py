@@ -103,7 +103,7 @@ def _grouped(stores: list[Store]) -> list[list[Store]]:
         group.sort(key=_share)
         for a, b in itertools.pairwise(group):
             if _share(a).of != _share(b).of or _share(a).stop > _share(b).first:
-                raise InputError(f"{a.path} and {b.path} overlap: {_described(a)} and {_described(b)}; leave one of them out")
+                raise InputError(f"{a.path} and {b.path} overlap: {described(a)} and {described(b)}; leave one of them out")
             if _share(a).stop < _share(b).first:
                 gap = f"sequences {_share(a).stop} to {_share(b).first - 1} are in none"
                 raise InputError(
@@ -122,7 +122,7 @@ def _grouped(stores: list[Store]) -> list[list[Store]]:
 def _check_place(groups: list[list[Store]], to: Path) -> None:
     """Errors: InputError where some parts would take the place at which a run looks for all of them."""
     for group in groups:
-        share = Share(_share(group[0]).first, _share(group[-1]).stop, _share(group[0]).of)
+        share = _joined_share(group)
         if not share.is_whole and any(store.path.absolute().parent == folder_of_parts(to.absolute()) for store in group):
             raise InputError(
                 f"{to} is the place of all {share.of} sequences, and these are {share.first} to {share.stop - 1}: "
@@ -161,7 +161,7 @@ def _check_compatible(a: Store, b: Store) -> None:
 
 def _joined_identity(groups: list[list[Store]]) -> dict[str, Any]:
     whole = [without_share(group[0].identity) for group in groups]
-    shares = [Share(_share(group[0]).first, _share(group[-1]).stop, _share(group[0]).of) for group in groups]
+    shares = [_joined_share(group) for group in groups]
     if len(groups) == 1:
         return with_share(whole[0], shares[0])
     texts = []
@@ -189,7 +189,13 @@ def _share(store: Store) -> Share:
     return Share(0, store.sequences, store.sequences) if share is None else Share(**share)
 
 
-def _described(store: Store) -> str:
+def _joined_share(group: Sequence[Store]) -> Share:
+    """Of stores that follow one another."""
+    return Share(_share(group[0]).first, _share(group[-1]).stop, _share(group[0]).of)
+
+
+def described(store: Store) -> str:
+    """Which sequences of its whole it holds."""
     share = _share(store)
     return f"sequences {share.first} to {share.stop - 1} of {share.of}"
 
