@@ -72,11 +72,6 @@ class Training(NamedTuple):
         """Bytes of weights, gradients, moments and h on a process."""
         return FLOAT * (4 * 2 * self.here * self.d + self.rows * self.here)
 
-    @property
-    def checkpoint(self) -> float:
-        """Bytes: weights and moments of all latents."""
-        return FLOAT * 3 * 2 * self.latents * self.d
-
 
 class Seconds(NamedTuple):
     """Of a step, on each process."""
